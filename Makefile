@@ -1,0 +1,86 @@
+# `make help` lists the targets. Only Python 3.10 or later and make are needed; everything else goes to .venv.
+# Paths are relative and quoted: the checkout may lie in a folder with spaces in its name.
+
+.DEFAULT_GOAL := help
+
+# Settings, e.g. `make train SEED=3 LOGS=/tmp/logs`
+ENV_ID ?= CartPole-v1
+SEED ?= 0
+LOGS ?= logs
+PYTEST_ARGS ?=
+# The first interpreter that runs and is recent enough; 3.11 is what development uses.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$python && break; done)
+
+# One thread of PyTorch: the networks are too small for more, which would only wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+VENV := .venv
+VPYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# Commands below are typed as a user would, with the environment activated.
+ACTIVATE := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+CODE := sb3_rgrl zoo_hook examples tests
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+.PHONY: venv
+venv: $(STAMP)  ## Make .venv with the package (editable) and all tools
+
+# Reinstalls when what it installs has changed; the hook's files are copied by editable installs as well.
+$(STAMP): pyproject.toml constraints.txt $(wildcard zoo_hook/*.*)
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or later found; give one: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(VPYTHON) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(VPYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[tests,dev,examples]'
+	touch $(STAMP)
+
+.PHONY: test
+test: $(STAMP)  ## Make .venv if needed and run all tests that are not marked slow
+	$(VPYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: pytest
+pytest:  ## Run the tests in the present .venv, e.g. make pytest PYTEST_ARGS='-k planner'
+	$(VPYTHON) -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: $(STAMP)  ## Run the tests that are marked slow
+	$(VPYTHON) -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: format
+format: $(STAMP)  ## Sort imports and format the code
+	$(VPYTHON) -m ruff check --select I --fix $(CODE)
+	$(VPYTHON) -m ruff format $(CODE)
+
+.PHONY: check-codestyle
+check-codestyle: $(STAMP)  ## Check the format and change nothing
+	$(VPYTHON) -m ruff check --select I $(CODE)
+	$(VPYTHON) -m ruff format --check $(CODE)
+
+.PHONY: lint
+lint: $(STAMP)  ## Look for errors and style problems
+	$(VPYTHON) -m ruff check $(CODE)
+
+.PHONY: type
+type: $(STAMP)  ## Check the types
+	$(VPYTHON) -m mypy
+
+.PHONY: commit-checks
+commit-checks: format lint type  ## What should pass before each commit
+
+.PHONY: doc
+doc:  ## There is no documentation site yet
+	@echo "Nothing to build: there is no documentation site yet. Read README.md and the docstrings."
+
+# Evaluation runs its five episodes side by side: planning for five environments hardly takes longer than for one.
+.PHONY: train
+train: $(STAMP)  ## Train on CartPole-v1 (ENV_ID, SEED, LOGS), print the mean return, draw the curve, write a GIF
+	$(ACTIVATE); rl_zoo3 train --algo rgrl --env $(ENV_ID) --seed $(SEED) --progress \
+		--num-threads 1 --eval-freq 500 --eval-episodes 5 --n-eval-envs 5 -f "$(LOGS)"
+	$(ACTIVATE); python examples/show_agent.py --env $(ENV_ID) --folder "$(LOGS)" --seed $(SEED)
+
+.PHONY: clean
+clean:  ## Remove .venv, caches and built packages, but no logs
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
