@@ -1,0 +1,361 @@
+"""Short-term buffer D of the running episodes and long-term buffer of windows (Algorithm 1, lines 13-18)."""
+
+import zipfile
+from typing import IO, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_rgrl.prioritized import PrioritizedSampler
+from sb3_rgrl.targets import WindowSamples, return_to_go
+
+NO_STEP = -1
+PRIORITY_REFRESHES = ("drawn", "all")
+
+
+class SequenceReplayBuffer(BaseBuffer):
+    """
+    Keeps steps in a ring and hands out every window of ``sequence_length`` steps inside one episode.
+
+    *Sequentialize* (Algorithm 1, line 18) happens as steps arrive: a step starts a window as soon as enough steps
+    follow it. After termination the state is absorbing (reward 0 for ever), so windows may run past the end of such an
+    episode; after a time limit nothing is known, so they may not. Steps point to their successors, so episodes of
+    several environments share the ring, whatever their number, and windows cost no memory of their own.
+
+    :param buffer_size: Largest number of steps; the oldest are overwritten.
+    :param observation_space: Observation space.
+    :param action_space: Action space of the environment.
+    :param device: Device of the samples.
+    :param n_envs: Number of environments that :meth:`add` gets steps from.
+    :param action_dim: Length of an encoded action.
+    :param sequence_length: Length t of a window.
+    :param n_members: Size m of the ensemble; every member has its own priorities.
+    :param gamma: Discount factor of the returns-to-go.
+    :param per_exponent: The gamma of Eq. (4).
+    :param per_epsilon: The eps of Eq. (4).
+    :param return_in_priority: Whether the error of the return-to-go counts in the priority, beside the errors of the
+        rewards that the paper takes.
+    :param priority_refresh: When the agent renews priorities: ``"drawn"``, those of the windows that were drawn;
+        ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
+    :param seed: Seed of the draws.
+    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size, or ``priority_refresh`` is unknown.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        *,
+        action_dim: int,
+        sequence_length: int,
+        n_members: int = 1,
+        gamma: float = 0.99,
+        per_exponent: float = 1.0,
+        per_epsilon: float = 1e-6,
+        return_in_priority: bool = True,
+        priority_refresh: str = "drawn",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs)
+        if not 1 <= sequence_length <= buffer_size:
+            raise ValueError(
+                f"sequence_length must be within 1 .. buffer_size: a buffer of {buffer_size} steps never holds "
+                f"a window of {sequence_length}"
+            )
+        if priority_refresh not in PRIORITY_REFRESHES:
+            raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
+        self.sequence_length, self.gamma = sequence_length, gamma
+        self.return_in_priority, self.priority_refresh = return_in_priority, priority_refresh
+        self.rng = np.random.default_rng(seed)
+        self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
+        # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
+        self.observations = np.zeros((buffer_size, *self.obs_shape), dtype=observation_space.dtype)
+        self.next_observations = np.zeros_like(self.observations)
+        self.actions = np.zeros((buffer_size, action_dim), dtype=np.float32)
+        self.rewards = np.zeros(buffer_size, dtype=np.float32)
+        self.terminated = np.zeros(buffer_size, dtype=bool)
+        self.successors = np.full(buffer_size, NO_STEP, dtype=np.int64)
+        self.returns_to_go = np.zeros(buffer_size, dtype=np.float32)
+        self.return_weights = np.zeros(buffer_size, dtype=np.float32)
+        self.is_window = np.zeros(buffer_size, dtype=bool)
+        # Steps are named by their number since the start; a step's place in the ring is that modulo buffer_size.
+        self.n_added, self.n_windows = 0, 0
+        # Of each environment: the steps of its running episode, and those of them that do not yet start a window.
+        self._episodes: list[list[int]] = [[] for _ in range(n_envs)]
+        self._waiting: list[list[int]] = [[] for _ in range(n_envs)]
+        self._new_windows: list[int] = []
+        self._finished_windows: list[int] = []
+        self._largest_error = 1.0
+
+    def size(self) -> int:
+        """
+        :return: Number of steps in the buffer.
+        """
+        return min(self.n_added, self.buffer_size)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sampler.remove(self.all_windows())
+        self.is_window[:] = False
+        self.n_added, self.n_windows, self.pos, self.full = 0, 0, 0, False
+        self._episodes, self._waiting = [[] for _ in range(self.n_envs)], [[] for _ in range(self.n_envs)]
+        self._new_windows, self._finished_windows = [], []
+
+    def cut_running_episodes(self) -> None:
+        """Treat the running episodes as cut off: the environments were reset, they will not go on."""
+        for env in range(self.n_envs):
+            if self._episodes[env]:
+                self._finish_episode(env, terminated=False)
+
+    def add(
+        self,
+        obs: np.ndarray,
+        next_obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one step of every environment.
+
+        :param obs: Observations s_k, shape (n_envs, ``*obs_shape``).
+        :param next_obs: Observations s_{k+1}, the terminal one where an episode ended, same shape.
+        :param action: Encoded actions, shape (n_envs, action_dim).
+        :param reward: Rewards, shape (n_envs,).
+        :param done: Whether the episode ended, shape (n_envs,).
+        :param infos: A true ``"TimeLimit.truncated"`` tells that it was cut off rather than terminated.
+        """
+        for env in range(self.n_envs):
+            truncated = bool(done[env]) and bool(infos[env].get("TimeLimit.truncated", False))
+            step = self._store(env, obs[env], next_obs[env], action[env], float(reward[env]))
+            self.terminated[step % self.buffer_size] = bool(done[env]) and not truncated
+            self._sequentialize(env, ended=bool(done[env]), terminated=bool(done[env]) and not truncated)
+        self.pos, self.full = self.n_added % self.buffer_size, self.n_added >= self.buffer_size
+
+    def _store(self, env: int, obs: np.ndarray, next_obs: np.ndarray, action: np.ndarray, reward: float) -> int:
+        step = self.n_added
+        place = step % self.buffer_size
+        if self.is_window[place]:
+            self.sampler.remove(np.array([place]))
+            self.is_window[place] = False
+            self.n_windows -= 1
+        self.observations[place], self.next_observations[place] = obs, next_obs
+        self.actions[place], self.rewards[place] = action, reward
+        self.successors[place], self.return_weights[place] = NO_STEP, 0.0
+        if self._episodes[env] and self._holds(self._episodes[env][-1]):
+            self.successors[self._episodes[env][-1] % self.buffer_size] = place
+        self._episodes[env].append(step)
+        self._waiting[env].append(step)
+        self.n_added += 1
+        return step
+
+    def _holds(self, step: int) -> bool:
+        return step >= self.n_added - self.buffer_size
+
+    def _sequentialize(self, env: int, ended: bool, terminated: bool) -> None:
+        waiting = self._waiting[env]
+        if terminated:
+            complete = [step for step in waiting if self._holds(step)]
+        else:
+            complete = [waiting.pop(0)] if len(waiting) == self.sequence_length else []
+        for step in complete:
+            self.is_window[step % self.buffer_size] = True
+        self.n_windows += len(complete)
+        self._new_windows.extend(complete)
+        if ended:
+            self._finish_episode(env, terminated)
+
+    def _finish_episode(self, env: int, terminated: bool) -> None:
+        steps = np.array([step for step in self._episodes[env] if self._holds(step)])
+        places = steps % self.buffer_size
+        self.returns_to_go[places], self.return_weights[places] = return_to_go(self.rewards[places], terminated, self.gamma)
+        n_windows = len(steps) if terminated else max(0, len(steps) - self.sequence_length + 1)
+        self._finished_windows.extend(steps[:n_windows].tolist())
+        self._episodes[env], self._waiting[env] = [], []
+
+    def pop_new_windows(self) -> np.ndarray:
+        """
+        :return: Windows that came since the last call, shape (k,). The caller tells their priorities.
+        """
+        windows, self._new_windows = self._places(self._new_windows), []
+        return windows
+
+    def pop_finished_windows(self) -> np.ndarray:
+        """
+        :return: Windows whose return-to-go became known since the last call, shape (k,).
+        """
+        windows, self._finished_windows = self._places(self._finished_windows), []
+        return windows
+
+    def _places(self, steps: list[int]) -> np.ndarray:
+        held = np.array([step for step in steps if self._holds(step)], dtype=np.int64)
+        return held % self.buffer_size
+
+    def all_windows(self) -> np.ndarray:
+        """
+        :return: Every window, shape (n_windows,).
+        """
+        return np.flatnonzero(self.is_window)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> WindowSamples:
+        """
+        Draw windows by Eq. (4), for each member by its own priorities.
+
+        :param batch_size: Number of windows per member.
+        :param env: Normalizes the observations, when the agent acts on normalized ones.
+        :return: The windows, with g = m.
+        :raises ValueError: If there is no window yet.
+        """
+        fresh = self.pop_new_windows()
+        if len(fresh) > 0:
+            # Nobody has told their error yet: the largest one makes sure that they are seen soon.
+            self.sampler.add(fresh, np.full((self.sampler.n_members, len(fresh)), self._largest_error))
+        return self.windows(self.sampler.sample(batch_size), env)
+
+    def update_priorities(self, indices: np.ndarray, reward_errors: th.Tensor, return_errors: th.Tensor) -> None:
+        """
+        :param indices: Windows, shape (m, b).
+        :param reward_errors: Summed absolute error of the rewards of a window, the paper's delta_ik, shape (m, b).
+        :param return_errors: Absolute error of its return-to-go, shape (m, b).
+        """
+        errors = reward_errors + return_errors if self.return_in_priority else reward_errors
+        as_numpy = errors.detach().cpu().numpy().astype(np.float64)
+        self.sampler.update(indices, as_numpy)
+        self._largest_error = float(as_numpy.max(initial=self._largest_error))
+
+    def probabilities(self, member: int) -> np.ndarray:
+        """
+        :param member: Index i of the member.
+        :return: P_i(k) of Eq. (4), shape (buffer_size,); 0 where no window starts.
+        """
+        return self.sampler.probabilities(member)
+
+    def windows(self, indices: np.ndarray, env: VecNormalize | None = None) -> WindowSamples:
+        """
+        :param indices: Where the windows start, shape (g, b).
+        :param env: Normalizes the observations. Rewards stay raw: the members have units of their own.
+        :return: These windows.
+        """
+        steps, past_end = self._follow(indices)
+        actions = self.actions[steps]
+        # Actions after the end change nothing; random ones keep the members from making anything of them.
+        actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
+        last = steps[..., -1]
+        return WindowSamples(
+            indices=indices,
+            observations=self._observations_to_torch(self.observations[indices], env),
+            actions=self.to_torch(actions),
+            rewards=self.to_torch(np.where(past_end, np.float32(0.0), self.rewards[steps])),
+            next_observations=self._observations_to_torch(self.next_observations[last], env),
+            terminated=self.to_torch(self.terminated[last].astype(np.float32)),
+            returns_to_go=self.to_torch(self.returns_to_go[last]),
+            return_weights=self.to_torch(self.return_weights[last]),
+        )
+
+    def _follow(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :return: The steps of the windows, staying on the last step of an episode, and which ones lie past its end,
+            both of shape (g, b, t).
+        """
+        steps = np.empty((*indices.shape, self.sequence_length), dtype=np.int64)
+        past_end = np.zeros(steps.shape, dtype=bool)
+        steps[..., 0] = indices
+        for j in range(1, self.sequence_length):
+            following = self.successors[steps[..., j - 1]]
+            past_end[..., j] = following == NO_STEP
+            steps[..., j] = np.where(past_end[..., j], steps[..., j - 1], following)
+        return steps, past_end
+
+    def _observations_to_torch(self, observations: np.ndarray, env: VecNormalize | None) -> th.Tensor:
+        return self.to_torch(self._normalize_obs(observations, env))  # type: ignore[arg-type]
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> WindowSamples:  # type: ignore[override]
+        return self.windows(batch_inds, env)
+
+    # On the disk
+
+    _SAVED_ARRAYS = (
+        "observations",
+        "next_observations",
+        "actions",
+        "rewards",
+        "terminated",
+        "returns_to_go",
+        "return_weights",
+        "is_window",
+    )
+
+    def save(self, file: IO[bytes] | Any) -> None:
+        """
+        Write the steps, oldest first, with their priorities, as arrays without pickle.
+
+        :param file: Open binary file.
+        """
+        size, first = self.size(), self.n_added - self.size()
+        order = np.arange(first, self.n_added) % self.buffer_size
+        arrays = {name: getattr(self, name)[order] for name in self._SAVED_ARRAYS}
+        successors = self.successors[order]
+        # A successor is the place in the ring of a later step: tell how much later it is.
+        arrays["steps_to_successor"] = np.where(successors == NO_STEP, 0, (successors - order) % self.buffer_size)
+        arrays["errors"] = self.sampler.errors(order)
+        running = [(env, step - first) for env, steps in enumerate(self._episodes) for step in steps if self._holds(step)]
+        arrays["running"] = np.array(running, dtype=np.int64).reshape(-1, 2)
+        np.savez(file, sequence_length=self.sequence_length, size=size, **arrays)
+
+    def load(self, file: IO[bytes] | Any) -> None:
+        """
+        Replace what is here by a saved buffer.
+
+        :param file: Open binary file.
+        :raises ValueError: If it is no saved buffer, or does not fit this one; nothing is changed then.
+        """
+        arrays = self._read(file)
+        size = int(arrays["size"])
+        self.reset()
+        for name in self._SAVED_ARRAYS:
+            getattr(self, name)[:size] = arrays[name]
+        ahead = arrays["steps_to_successor"]
+        self.successors[:size] = np.where(ahead == 0, NO_STEP, np.arange(size) + ahead)
+        self.n_added, self.n_windows = size, int(arrays["is_window"].sum())
+        self.pos, self.full = size % self.buffer_size, size >= self.buffer_size
+        windows = self.all_windows()
+        self.sampler.add(windows, arrays["errors"][:, windows])
+        for env, step in arrays["running"].tolist():
+            if env < self.n_envs:
+                self._episodes[env].append(step)
+                if not self.is_window[step]:
+                    self._waiting[env].append(step)
+
+    def _read(self, file: IO[bytes] | Any) -> dict[str, np.ndarray]:
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            size = int(arrays["size"])
+            names = [*self._SAVED_ARRAYS, "steps_to_successor", "errors", "running", "sequence_length"]
+            missing = [name for name in names if name not in arrays]
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"This file is no replay buffer saved by RGRL: {error}") from error
+        if missing:
+            raise ValueError(f"This file is no replay buffer saved by RGRL: it has no {missing}")
+        for name in self._SAVED_ARRAYS:
+            here = getattr(self, name)
+            if arrays[name].shape != (size, *here.shape[1:]) or arrays[name].dtype != here.dtype:
+                raise ValueError(
+                    f"The saved buffer has {name} of shape {arrays[name].shape[1:]} and type {arrays[name].dtype}, "
+                    f"this agent needs {here.shape[1:]} and {here.dtype}"
+                )
+        if int(arrays["sequence_length"]) != self.sequence_length or len(arrays["errors"]) != self.sampler.n_members:
+            raise ValueError(
+                f"The saved buffer has windows of {int(arrays['sequence_length'])} steps for {len(arrays['errors'])} "
+                f"members, this agent needs {self.sequence_length} and {self.sampler.n_members}"
+            )
+        if size > self.buffer_size:
+            raise ValueError(f"The saved buffer holds {size} steps, more than this agent's buffer_size {self.buffer_size}")
+        return arrays

@@ -1,0 +1,169 @@
+"""What the members learn to predict: the reward vector with its return-to-go, its units, and what is desired of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from torch import nn
+
+
+class WindowSamples(NamedTuple):
+    """Windows of ``t`` steps, ``b`` of them for each of ``g`` members."""
+
+    indices: np.ndarray
+    """Where the windows start, shape (g, b)."""
+    observations: th.Tensor
+    """s_k, shape (g, b, ``*obs_shape``)."""
+    actions: th.Tensor
+    """Encoded a_k .. a_{k+t-1}, random after the end of an episode, shape (g, b, t, action_dim)."""
+    rewards: th.Tensor
+    """r_k .. r_{k+t-1}, 0 after the end of an episode, shape (g, b, t)."""
+    next_observations: th.Tensor
+    """s_{k+t}, the terminal observation after the end of an episode, shape (g, b, ``*obs_shape``)."""
+    terminated: th.Tensor
+    """1 where s_{k+t} is terminal, shape (g, b)."""
+    returns_to_go: th.Tensor
+    """Observed discounted return after the window, shape (g, b)."""
+    return_weights: th.Tensor
+    """Share of that return that was observed, 0 while the episode runs, shape (g, b)."""
+
+
+def return_to_go(rewards: np.ndarray, terminated: bool, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Discounted return observed after each step of a finished episode, and how much of it was really observed.
+
+    After termination nothing more comes (absorbing state), so the observed sum is the whole return. When an episode
+    was cut off with ``n`` steps to go, only ``1 - gamma^n`` of the discounted weight was observed: the return is
+    estimated by going on with the discounted mean of what was seen, and is trusted by that share.
+
+    :param rewards: r_1 .. r_L of the episode, shape (L,).
+    :param terminated: Whether the episode ended in a terminal state, rather than by a time limit.
+    :param gamma: Discount factor.
+    :return: For each step k the return of the rewards *after* r_k, and its weight in [0, 1], both of shape (L,).
+    """
+    length = len(rewards)
+    after = np.zeros(length)
+    for k in range(length - 2, -1, -1):
+        after[k] = rewards[k + 1] + gamma * after[k + 1]
+    if terminated:
+        return after, np.ones(length)
+    n_left = np.arange(length - 1, -1, -1)
+    if gamma == 1.0:
+        # Without discounting the unseen part has no bound; only the observed sum can be told.
+        return after, np.ones(length)
+    seen = 1.0 - gamma**n_left
+    return np.divide(after, seen, out=np.zeros(length), where=seen > 0), seen
+
+
+class Standardizer(nn.Module):
+    """
+    Running mean and standard deviation, per element, kept as buffers so that they are saved with the agent.
+
+    :param dim: Length of the vectors; 1 for numbers.
+    :param centred: Whether to subtract the mean; without it only the scale is changed, and zero stays zero.
+    """
+
+    MIN_STD = 1e-6
+
+    mean: th.Tensor
+    std: th.Tensor
+    count: th.Tensor
+    squares: th.Tensor
+
+    def __init__(self, dim: int, centred: bool = True) -> None:
+        super().__init__()
+        self.centred = centred
+        self.register_buffer("mean", th.zeros(dim))
+        self.register_buffer("std", th.ones(dim))
+        # In float64: sums over millions of rows.
+        self.register_buffer("count", th.zeros((), dtype=th.float64))
+        self.register_buffer("squares", th.zeros(dim, dtype=th.float64))
+
+    def update(self, rows: th.Tensor, weights: th.Tensor | None = None) -> None:
+        """
+        Take in more data (Chan's parallel update of mean and sum of squared deviations).
+
+        :param rows: Shape (n, dim).
+        :param weights: How much each row counts, shape (n,); None: 1 each.
+        """
+        rows = rows.double()
+        weights = th.ones(len(rows), dtype=th.float64, device=rows.device) if weights is None else weights.double()
+        total = weights.sum()
+        if total <= 0:
+            return
+        mean = (weights[:, None] * rows).sum(dim=0) / total if self.centred else th.zeros_like(rows[0])
+        difference = mean - self.mean
+        new_count = self.count + total
+        self.squares += (weights[:, None] * (rows - mean) ** 2).sum(dim=0)
+        self.squares += difference**2 * self.count * total / new_count
+        self.mean += (difference * total / new_count).to(self.mean.dtype)
+        self.count.copy_(new_count)
+        std = (self.squares / self.count).sqrt()
+        # An element that never varied carries nothing; dividing by its rounding noise would amplify it.
+        self.std.copy_(th.where(std < self.MIN_STD, th.ones_like(std), std))
+
+    def forward(self, raw: th.Tensor) -> th.Tensor:
+        """
+        :param raw: Shape (..., dim).
+        :return: The same in standardised units.
+        """
+        return (raw - self.mean) / self.std
+
+    def inverse(self, standardised: th.Tensor) -> th.Tensor:
+        """
+        :param standardised: Shape (..., dim).
+        :return: The same in raw units.
+        """
+        return standardised * self.std + self.mean
+
+
+class Scales(nn.Module):
+    """
+    The units in which the members see the world, and the best that was seen of it so far.
+
+    :param state_dim: Length d of a state.
+    """
+
+    best_reward: th.Tensor
+    best_return: th.Tensor
+
+    def __init__(self, state_dim: int) -> None:
+        super().__init__()
+        self.state = Standardizer(state_dim)
+        self.state_change = Standardizer(state_dim, centred=False)
+        self.reward = Standardizer(1)
+        self.return_to_go = Standardizer(1)
+        self.register_buffer("best_reward", th.tensor(-th.inf))
+        self.register_buffer("best_return", th.tensor(-th.inf))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are units yet."""
+        return bool(self.state.count > 0)
+
+    @property
+    def knows_returns(self) -> bool:
+        """Whether a return was observed."""
+        return bool(th.isfinite(self.best_return))
+
+    def learn_windows(self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor) -> None:
+        """
+        :param states: States at the start of new windows, shape (n, d).
+        :param changes: Change of the state over each of them, in raw units, shape (n, d).
+        :param rewards: Rewards in them, shape (n, t).
+        """
+        self.state.update(states)
+        self.state_change.update(changes)
+        self.reward.update(rewards.reshape(-1, 1))
+        self.best_reward.copy_(th.maximum(self.best_reward, rewards.max()))
+
+    def learn_returns(self, returns: th.Tensor, weights: th.Tensor) -> None:
+        """
+        :param returns: Observed returns-to-go of a finished episode, shape (n,).
+        :param weights: How much of each was observed, shape (n,).
+        """
+        self.return_to_go.update(returns[:, None], weights)
+        # A return of which little was observed is no record.
+        trusted = returns[weights >= 0.5]
+        if len(trusted) > 0:
+            self.best_return.copy_(th.maximum(self.best_return, trusted.max()))
