@@ -1,0 +1,637 @@
+"""Reversal Generative Reinforcement Learning: act, store, learn, as in Algorithm 1 of the paper."""
+
+import io
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutReturn,
+    Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
+)
+from stable_baselines3.common.utils import safe_mean, should_collect_more_steps
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_rgrl.buffers import SequenceReplayBuffer
+from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.ewc import ElasticWeightConsolidation
+from sb3_rgrl.policies import CnnEnsemblePolicy, EnsemblePolicy, MlpEnsemblePolicy, Plan
+
+SelfRGRL = TypeVar("SelfRGRL", bound="RGRL")
+
+
+class RGRL(BaseAlgorithm):
+    """
+    Reversal Generative Reinforcement Learning (RGRL).
+
+    Paper: P.-L. Wang, "Reversal Generative Reinforcement Learning", 2024 (first published as Genrl).
+
+    An ensemble of nets predicts what a sequence of actions brings. To act, the agent descends the gradient of the
+    distance between that and a desired reward, with respect to the actions (Eq. 1); it executes the first action and
+    lets every member learn from what really happened (Eq. 3), drawing by prioritized replay (Eq. 4), held back by
+    elastic weight consolidation (Eq. 5) and thinned by dropout.
+
+    :param policy: The policy model to use (``"MlpEnsemblePolicy"``, or ``"CnnEnsemblePolicy"`` for images).
+    :param env: The environment to learn from (if registered in Gymnasium, can be str. Can be None for loading).
+    :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
+    :param buffer_size: Size of the long-term buffer, in environment steps.
+    :param learning_starts: How many steps of random actions come before learning and planning.
+    :param batch_size: Windows per member and gradient step.
+    :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is
+        the paper's batch offline learning.
+    :param gradient_steps: Gradient steps of each learning phase; -1: as many as steps in the environments since the last.
+    :param gamma: Discount factor.
+    :param ensemble_size: Number m of members.
+    :param plan_horizon: Number T of actions in a plan, a multiple of ``sequence_length``.
+    :param sequence_length: Length t of the windows that members predict in one pass.
+    :param n_plan_iterations: Iterations of Eq. (1) for each decision.
+    :param n_candidates: Plans that are optimised side by side; the best by the ensemble's mean error is executed.
+        A multiple of ``ensemble_size`` is fastest.
+    :param action_learning_rate: Step size beta of Eq. (1).
+    :param action_init_std: Standard deviation sigma of the initial pre-activated actions; their noise explores.
+    :param action_noise_correlation: Correlation of that noise from step to step, and the probability that a random
+        action before ``learning_starts`` is held for one more step. For tasks where reward is rare.
+    :param desired_reward: The desired reward r*, one number or one for each member; None: a little more than the best
+        that was seen so far.
+    :param per_exponent: The gamma of Eq. (4), 0 draws uniformly.
+    :param per_epsilon: The eps of Eq. (4).
+    :param ewc_lambda: The lambda of Eq. (5), 1 in the paper; 0 switches elastic weight consolidation off.
+    :param dropout: Share of hidden units that a member misses in each iteration of planning and learning.
+    :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`.
+    :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_in_priority`` and ``priority_refresh``.
+    :param stats_window_size: Window size for the rollout logging, in episodes.
+    :param tensorboard_log: The log location for tensorboard (if None, no logging).
+    :param policy_kwargs: Further arguments of the policy, such as ``net_arch``, ``activation_fn``, ``aim``,
+        ``action_optimizer`` and ``return_weight``, see :class:`~sb3_rgrl.policies.EnsemblePolicy`.
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages.
+    :param seed: Seed for the pseudo random generators.
+    :param device: Device on which the code should run.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance.
+    :raises ValueError: If a parameter is out of its range.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpEnsemblePolicy": MlpEnsemblePolicy,
+        "CnnEnsemblePolicy": CnnEnsemblePolicy,
+    }
+    policy: EnsemblePolicy
+    replay_buffer: SequenceReplayBuffer | None
+    ewc: ElasticWeightConsolidation
+
+    def __init__(
+        self,
+        policy: str | type[EnsemblePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 200,
+        batch_size: int = 64,
+        train_freq: int | tuple[int, str] | TrainFreq = (50, "step"),
+        gradient_steps: int = 40,
+        gamma: float = 0.99,
+        ensemble_size: int = 5,
+        plan_horizon: int = 20,
+        sequence_length: int = 5,
+        n_plan_iterations: int = 6,
+        n_candidates: int = 20,
+        action_learning_rate: float = 0.3,
+        action_init_std: float = 1.0,
+        action_noise_correlation: float = 0.0,
+        desired_reward: float | Sequence[float] | None = None,
+        per_exponent: float = 1.0,
+        per_epsilon: float = 1e-6,
+        ewc_lambda: float = 0.0,
+        dropout: float = 1e-3,
+        replay_buffer_class: type[SequenceReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Box, spaces.Discrete),
+        )
+        self.buffer_size = buffer_size
+        self.learning_starts = learning_starts
+        self.batch_size = batch_size
+        self.train_freq = train_freq
+        self.gradient_steps = gradient_steps
+        self.gamma = gamma
+        self.ensemble_size = ensemble_size
+        self.plan_horizon = plan_horizon
+        self.sequence_length = sequence_length
+        self.n_plan_iterations = n_plan_iterations
+        self.n_candidates = n_candidates
+        self.action_learning_rate = action_learning_rate
+        self.action_init_std = action_init_std
+        self.action_noise_correlation = action_noise_correlation
+        self.desired_reward = desired_reward
+        self.per_exponent = per_exponent
+        self.per_epsilon = per_epsilon
+        self.ewc_lambda = ewc_lambda
+        self.dropout = dropout
+        self.replay_buffer = None
+        self.replay_buffer_class = replay_buffer_class
+        self.replay_buffer_kwargs = replay_buffer_kwargs or {}
+        # What the running episodes of the training environments have to remember; never saved.
+        self._last_plans: tuple[np.ndarray, ...] | None = None
+        self._last_random_actions: np.ndarray | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # Setting up
+
+    def _setup_model(self) -> None:
+        self._check_hyperparameters()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.train_freq = _as_train_freq(self.train_freq)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            ensemble_size=self.ensemble_size,
+            plan_horizon=self.plan_horizon,
+            sequence_length=self.sequence_length,
+            n_plan_iterations=self.n_plan_iterations,
+            n_candidates=self.n_candidates,
+            action_learning_rate=self.action_learning_rate,
+            action_init_std=self.action_init_std,
+            action_noise_correlation=self.action_noise_correlation,
+            desired_reward=self.desired_reward,
+            gamma=self.gamma,
+            dropout=self.dropout,
+            **self.policy_kwargs,
+        )
+        self.policy = self.policy.to(self.device)
+        self.ewc = ElasticWeightConsolidation(self.policy.ensemble.parameters(), self.ewc_lambda)
+        if self.replay_buffer is None:
+            self.replay_buffer = self._make_replay_buffer()
+
+    def _make_replay_buffer(self) -> SequenceReplayBuffer:
+        buffer_class = self.replay_buffer_class or SequenceReplayBuffer
+        return buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            self.n_envs,
+            action_dim=self.policy.codec.dim,
+            sequence_length=self.sequence_length,
+            n_members=self.ensemble_size,
+            gamma=self.gamma,
+            per_exponent=self.per_exponent,
+            per_epsilon=self.per_epsilon,
+            seed=self.seed,
+            **self.replay_buffer_kwargs,
+        )
+
+    def _check_hyperparameters(self) -> None:
+        """
+        :raises ValueError: If one of them is out of its range.
+        """
+        for name in ("ensemble_size", "sequence_length", "plan_horizon", "n_candidates", "batch_size", "buffer_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "learning_rate",
+            "learning_starts",
+            "n_plan_iterations",
+            "action_learning_rate",
+            "action_init_std",
+            "per_exponent",
+            "per_epsilon",
+            "ewc_lambda",
+        ):
+            value = getattr(self, name)
+            if not callable(value) and not (value >= 0 and np.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
+        for name in ("dropout", "action_noise_correlation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be more than 0 and at most 1, got {self.gamma}")
+        if isinstance(self.observation_space, spaces.Dict):
+            raise ValueError("RGRL has no policy for Dict observations yet; flatten them with FlattenObservation.")
+
+    # Algorithm 1
+
+    def learn(
+        self: SelfRGRL,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str = "RGRL",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRGRL:
+        """
+        Act, store, learn, until ``total_timesteps`` steps are done.
+
+        :param total_timesteps: The total number of environment steps.
+        :param callback: Callback(s) called at every step.
+        :param log_interval: Number of episodes before logging; None: no logging.
+        :param tb_log_name: The name of the run for tensorboard logging.
+        :param reset_num_timesteps: Whether to start counting steps anew.
+        :param progress_bar: Display a progress bar using tqdm and rich.
+        :return: The trained model.
+        """
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        assert self.env is not None
+        assert isinstance(self.train_freq, TrainFreq)
+
+        while self.num_timesteps < total_timesteps:
+            rollout = self.collect_rollouts(self.env, callback, self.train_freq, log_interval)
+            if not rollout.continue_training:
+                break
+            if self.num_timesteps > self.learning_starts:
+                gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
+                if gradient_steps > 0:
+                    self.train(gradient_steps, self.batch_size)
+
+        callback.on_training_end()
+        return self
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """
+        Act and store (Algorithm 1, lines 3-18).
+
+        :param env: The training environments.
+        :param callback: Callback called at each step, and at the beginning and end of the rollout.
+        :param train_freq: How many steps or episodes to collect.
+        :param log_interval: Log every ``log_interval`` episodes; None: never.
+        :return: Numbers of steps and episodes, and whether to go on.
+        :raises ValueError: If an observation or a reward is not finite; that step is not stored.
+        """
+        self.policy.set_training_mode(False)
+        n_steps, n_episodes = 0, 0
+        if env.num_envs > 1 and train_freq.unit != TrainFrequencyUnit.STEP:
+            raise ValueError("You must use only one env when doing episodic training.")
+
+        callback.on_rollout_start()
+        while should_collect_more_steps(train_freq, n_steps, n_episodes):
+            actions = self._sample_action()
+            new_obs, rewards, dones, infos = env.step(actions)
+            self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
+            self.num_timesteps += env.num_envs
+            n_steps += 1
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=False)
+
+            self._update_info_buffer(infos, dones)
+            self._store_transition(actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            n_episodes += int(dones.sum())
+            self._count_episodes(int(dones.sum()), log_interval)
+        callback.on_rollout_end()
+        return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=True)
+
+    def _sample_action(self) -> np.ndarray:
+        """
+        :return: Random actions until ``learning_starts``, then the first actions of plans (Eq. 1), shape
+            (n_envs, ``*action_space.shape``).
+        """
+        assert self._last_obs is not None
+        assert self._last_episode_starts is not None
+        if self.num_timesteps < self.learning_starts or not self._has_learned():
+            return self._random_actions(self._last_episode_starts)
+        began = time.perf_counter()
+        plan = self.policy.plan(self._last_obs, self._last_plans, self._last_episode_starts, deterministic=False)
+        self._last_plans = (plan.preactivated.cpu().numpy(),)
+        self._log_plan(plan, 1e3 * (time.perf_counter() - began) / self.n_envs)
+        return plan.actions[:, 0]
+
+    def _has_learned(self) -> bool:
+        # The units of reward, state and return come with the first learning phase.
+        return bool(self.policy.scales.is_ready)
+
+    def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
+        actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
+        if self._last_random_actions is not None and self.action_noise_correlation > 0:
+            assert self.replay_buffer is not None
+            held = self.replay_buffer.rng.random(self.n_envs) < self.action_noise_correlation
+            held &= ~episode_starts
+            actions[held] = self._last_random_actions[held]
+        self._last_random_actions = actions
+        return actions
+
+    def _store_transition(
+        self,
+        actions: np.ndarray,
+        new_obs: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store a step with raw observations and rewards, whatever VecNormalize made of them.
+
+        :param actions: Actions of the environments, shape (n_envs, ``*action_space.shape``).
+        :param new_obs: Observations after the step, of the next episode where one ended.
+        :param rewards: Shape (n_envs,).
+        :param dones: Whether an episode ended, shape (n_envs,).
+        :param infos: Where one did, ``"terminal_observation"`` is its last observation.
+        """
+        assert self.replay_buffer is not None
+        normalizer = self._vec_normalize_env
+        raw_new_obs, raw_rewards = new_obs, rewards
+        if normalizer is None:
+            self._last_original_obs = self._last_obs
+        else:
+            raw_new_obs, raw_rewards = normalizer.get_original_obs(), normalizer.get_original_reward()  # type: ignore[assignment]
+        next_obs = deepcopy(raw_new_obs)
+        for env in np.flatnonzero(dones):
+            terminal = infos[env].get("terminal_observation")
+            if terminal is not None:
+                next_obs[env] = terminal if normalizer is None else normalizer.unnormalize_obs(terminal)
+        encoded, last_obs = self.policy.codec.encode(actions), self._last_original_obs
+        assert isinstance(last_obs, np.ndarray)
+        self.replay_buffer.add(last_obs, next_obs, encoded, raw_rewards, dones, infos)
+        self._last_obs, self._last_episode_starts = new_obs, dones
+        if normalizer is not None:
+            self._last_original_obs = raw_new_obs
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Every member learns from windows that it draws for itself (Algorithm 1, lines 19-25).
+
+        :param gradient_steps: Number of updates.
+        :param batch_size: Windows per member and update.
+        :raises ValueError: If the loss or a weight is not finite.
+        """
+        buffer, policy = self.replay_buffer, self.policy
+        assert buffer is not None
+        self._take_in_new_windows(buffer)
+        if buffer.n_windows == 0:
+            return
+        policy.set_training_mode(True)
+        self._update_learning_rate(policy.optimizer)
+
+        losses, penalties, reward_errors, return_errors, state_losses = [], [], [], [], []
+        for _ in range(gradient_steps):
+            if buffer.priority_refresh == "all":
+                self._renew_priorities(buffer, buffer.all_windows())
+            windows = buffer.sample(batch_size, env=self._vec_normalize_env)
+            errors = policy.window_errors(windows)
+            # Members share no weight, so the sum trains each of them by its own loss.
+            loss, penalty = errors.loss.sum(), self.ewc.penalty()
+            self._check_loss(errors.loss)
+            policy.optimizer.zero_grad()
+            (loss + penalty).backward()  # type: ignore[no-untyped-call]
+            policy.optimizer.step()
+            buffer.update_priorities(windows.indices, errors.rewards, errors.returns)
+
+            losses.append(loss.item() / self.ensemble_size)
+            penalties.append(penalty.item() / self.ensemble_size)
+            reward_errors.append(errors.rewards.mean().item() / self.sequence_length)
+            return_errors.append(errors.returns.mean().item())
+            state_losses.append(errors.state_loss.item())
+        self._check_weights()
+        if self.ewc_lambda > 0:
+            self.ewc.consolidate(self._losses_on_everything(buffer))
+
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", np.mean(losses))
+        self.logger.record("train/ewc_penalty", np.mean(penalties))
+        self.logger.record("train/reward_error", np.mean(reward_errors))
+        self.logger.record("train/return_error", np.mean(return_errors))
+        self.logger.record("train/state_loss", np.mean(state_losses))
+
+    def _take_in_new_windows(self, buffer: SequenceReplayBuffer) -> None:
+        """Let new windows and returns into the units of the members, and give them their first priorities."""
+        new, finished = buffer.pop_new_windows(), buffer.pop_finished_windows()
+        scales = self.policy.scales
+        with th.no_grad():
+            if len(new) > 0:
+                windows = buffer.windows(new[None], env=self._vec_normalize_env)
+                states = self.policy.states_of(windows.observations)[0]
+                next_states = self.policy.states_of(windows.next_observations)[0]
+                scales.learn_windows(states, next_states - states, windows.rewards[0])
+            if len(finished) > 0:
+                windows = buffer.windows(finished[None], env=self._vec_normalize_env)
+                scales.learn_returns(windows.returns_to_go[0], windows.return_weights[0])
+        self._renew_priorities(buffer, np.union1d(new, finished))
+
+    def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray) -> None:
+        for chunk in _chunks(windows):
+            indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
+            with th.no_grad():
+                errors = self.policy.window_errors(buffer.windows(indices, env=self._vec_normalize_env), thin=False)
+            buffer.update_priorities(indices, errors.rewards, errors.returns)
+
+    def _losses_on_everything(self, buffer: SequenceReplayBuffer) -> Iterator[th.Tensor]:
+        """
+        :return: The members' losses on the whole buffer "as one batch" (Eq. 5), in shares that fit into memory.
+        """
+        everything = buffer.all_windows()
+        for chunk in _chunks(everything):
+            indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
+            windows = buffer.windows(indices, env=self._vec_normalize_env)
+            yield self.policy.window_errors(windows, thin=False).loss.sum() * (len(chunk) / len(everything))
+
+    # Nothing bad gets in
+
+    def _check_step(self, new_obs: np.ndarray, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        for env in range(self.n_envs):
+            self._check_finite("observation", env, new_obs[env])
+            self._check_finite("reward", env, rewards[env])
+            if "terminal_observation" in infos[env]:
+                self._check_finite("terminal observation", env, infos[env]["terminal_observation"])
+
+    def _check_finite(self, what: str, env: int, value: Any) -> None:
+        if not np.all(np.isfinite(value)):
+            raise ValueError(
+                f"Environment {env} returned a {what} that is not finite after step {self.num_timesteps}: {value}. "
+                "Nothing of that step was stored. Mend the environment, or wrap it in VecCheckNan to see where it began."
+            )
+
+    def _check_loss(self, member_losses: th.Tensor) -> None:
+        if not th.isfinite(member_losses).all():
+            bad = th.nonzero(~th.isfinite(member_losses)).flatten().tolist()
+            raise ValueError(
+                f"The loss of member(s) {bad} is not finite at update {self._n_updates}: {member_losses.tolist()}. "
+                "The weights were not changed. Try a smaller learning_rate, or rewards and observations of smaller size."
+            )
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.policy.named_parameters():
+            if not th.isfinite(parameter).all():
+                raise ValueError(
+                    f"The weights {name} are not finite any more after update {self._n_updates}. "
+                    "Try a smaller learning_rate and continue from an earlier checkpoint."
+                )
+
+    # Logging
+
+    def _log_plan(self, plan: Plan, milliseconds: float) -> None:
+        self.logger.record_mean("plan/error_before", float(plan.error_before.mean()))
+        self.logger.record_mean("plan/error_after", float(plan.error.mean()))
+        self.logger.record_mean("plan/disagreement", float(plan.disagreement.mean()))
+        self.logger.record_mean("plan/ms_per_decision", milliseconds)
+
+    def _count_episodes(self, n_done: int, log_interval: int | None) -> None:
+        for _ in range(n_done):
+            self._episode_num += 1
+            if log_interval is not None and self._episode_num % log_interval == 0:
+                self.dump_logs()
+
+    def dump_logs(self) -> None:
+        """Write log data."""
+        assert self.ep_info_buffer is not None
+        assert self.ep_success_buffer is not None
+        time_elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
+        fps = int((self.num_timesteps - self._num_timesteps_at_start) / time_elapsed)
+        self.logger.record("time/episodes", self._episode_num, exclude="tensorboard")
+        if len(self.ep_info_buffer) > 0 and len(self.ep_info_buffer[0]) > 0:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+        self.logger.record("time/fps", fps)
+        self.logger.record("time/time_elapsed", int(time_elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        if len(self.ep_success_buffer) > 0:
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
+        self.logger.dump(step=self.num_timesteps)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        environment_resets = reset_num_timesteps or self._last_obs is None
+        total_timesteps, callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if environment_resets:
+            # What ran before will never go on.
+            assert self.replay_buffer is not None
+            self.replay_buffer.cut_running_episodes()
+            self._last_plans, self._last_random_actions = None, None
+        for env in range(self.n_envs):
+            self._check_finite("observation", env, self._last_obs[env])  # type: ignore[index]
+        return total_timesteps, callback
+
+    # Saving
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file. A crash while saving leaves
+        an earlier file of that name as it was.
+
+        :param path: Path to the file where the agent should be saved, or an open file.
+        :param exclude: Names of parameters that should be excluded in addition to the default ones.
+        :param include: Names of parameters that might be excluded but should be included anyway.
+        """
+        if not isinstance(path, (str, pathlib.Path)):
+            super().save(path, exclude, include)
+            return
+        target = pathlib.Path(path)
+        with atomic_write(target if target.suffix else target.with_suffix(".zip")) as file:
+            super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "ewc", "_last_plans", "_last_random_actions"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer", "ewc"], []
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer, as arrays without pickle. A crash while saving leaves an earlier file as it was.
+
+        :param path: Path to the file where the buffer should be saved, or an open file.
+        """
+        assert self.replay_buffer is not None, "The replay buffer is not defined"
+        if not isinstance(path, (str, pathlib.Path)):
+            self.replay_buffer.save(path)
+            return
+        target = pathlib.Path(path)
+        with atomic_write(target if target.suffix else target.with_suffix(".pkl")) as file:
+            self.replay_buffer.save(file)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer into this agent.
+
+        :param path: Path to the saved buffer, or an open file.
+        :param truncate_last_traj: Whether the episodes that were running are cut off; else they go on.
+        :raises ValueError: If the file does not fit this agent.
+        """
+        buffer = self._make_replay_buffer()
+        if isinstance(path, (str, pathlib.Path)):
+            with open_path(path, "r", verbose=self.verbose, suffix="pkl") as file:
+                buffer.load(file)
+        else:
+            buffer.load(path)
+        if truncate_last_traj:
+            buffer.cut_running_episodes()
+        self.replay_buffer = buffer
+
+
+def _as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
+    """
+    :param train_freq: ``n``, ``(n, "step")`` or ``(n, "episode")``.
+    :return: The same in SB3's form.
+    :raises ValueError: If it is none of these.
+    """
+    frequency, unit = train_freq if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
+    try:
+        parsed = TrainFreq(frequency, TrainFrequencyUnit(unit))
+    except ValueError as error:
+        raise ValueError(f"The unit of the `train_freq` must be either 'step' or 'episode' not '{unit}'!") from error
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
+    return parsed
+
+
+def _chunks(windows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
+    for start in range(0, len(windows), size):
+        yield windows[start : start + size]

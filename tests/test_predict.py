@@ -1,0 +1,160 @@
+"""`predict` as SB3's users know it, and what else one can ask a policy."""
+
+import copy
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_rgrl import RGRL
+from tests.test_run import SMALL
+
+ENV_IDS = ["CartPole-v1", "Pendulum-v1"]
+
+
+@pytest.fixture(scope="module", params=ENV_IDS)
+def model(request):
+    return RGRL("MlpEnsemblePolicy", request.param, seed=0, **SMALL).learn(200)
+
+
+@pytest.fixture
+def observations(model):
+    space = model.observation_space
+    return np.random.default_rng(0).normal(size=(6, *space.shape)).astype(space.dtype) * 0.1
+
+
+def test_shapes_of_single_and_batched_observations(model, observations):
+    actions, (plans,) = model.predict(observations)
+    assert actions.shape == (6, *model.action_space.shape)
+    assert plans.shape == (6, 6, model.policy.codec.dim)
+    action, _ = model.predict(observations[0])
+    assert action.shape == model.action_space.shape
+    assert action.dtype == model.action_space.dtype
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_an_agent_that_has_seen_nothing_acts_within_the_space(env_id):
+    model = RGRL("MlpEnsemblePolicy", env_id, seed=0, **SMALL)
+    action, _ = model.predict(model.observation_space.sample())
+    assert model.action_space.contains(action)
+
+
+def test_observation_that_is_not_finite_is_an_error(model):
+    with pytest.raises(ValueError, match="not finite"):
+        model.predict(np.full(model.observation_space.shape, np.nan, dtype=np.float32))
+
+
+def test_deterministic_predictions_repeat_and_leave_nothing_behind(model, observations):
+    model.policy.optimizer.zero_grad()  # learning left gradients, as in SB3
+    before, numpy_before = th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, _ = model.predict(observations, deterministic=True)
+    second, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(first, second)
+    assert th.equal(before, th.get_rng_state())
+    np.testing.assert_array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+
+def test_stochastic_predictions_leave_global_generators_alone_and_vary(model, observations):
+    before = th.get_rng_state()
+    plans = [model.predict(observations, deterministic=False)[1][0] for _ in range(2)]
+    assert th.equal(before, th.get_rng_state())
+    assert not np.array_equal(plans[0], plans[1])
+
+
+def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):
+    batch, (batch_plans,) = model.predict(observations, deterministic=True)
+    for row in range(len(observations)):
+        single, (plan,) = model.predict(observations[row], deterministic=True)
+        np.testing.assert_allclose(single, batch[row], atol=1e-5)
+        np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [th.no_grad, th.inference_mode])
+def test_works_where_gradients_are_switched_off(model, observations, mode):
+    expected, _ = model.predict(observations, deterministic=True)
+    with mode():
+        actions, _ = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(actions, expected)
+
+
+def test_warm_start_shifts_the_last_plan(model, observations):
+    policy = model.policy
+    last = np.random.default_rng(1).normal(size=(6, 6, policy.codec.dim)).astype(np.float32)
+    noise = th.zeros(4, 6, 6, policy.codec.dim)
+    begins = np.array([False, True, False, False, False, False])
+    plans = policy._warm_start(noise, last, begins).numpy()
+    np.testing.assert_array_equal(plans[0, 0, :-1], last[0, 1:])
+    # Where an episode begins the last plan means nothing; the second half of the population never looks at it.
+    assert not plans[:, 1].any()
+    assert not plans[2:].any()
+    actions, _ = model.predict(observations, (last,), begins, deterministic=True)
+    cold, _ = model.predict(observations[1], deterministic=True)
+    np.testing.assert_allclose(actions[1], cold, atol=1e-5)
+
+
+def test_planning_lowers_the_error(model, observations):
+    """The gradient on the actions is what makes the difference: without iterations the plans are worse."""
+    planner = model.policy.planner
+    with_iterations = model.policy.plan(observations).error.mean()
+    planner.n_iterations, kept = 0, planner.n_iterations
+    try:
+        without = model.policy.plan(observations).error.mean()
+    finally:
+        planner.n_iterations = kept
+    assert with_iterations < without
+
+
+def test_plan_tells_how_it_formed(model, observations):
+    plan = model.policy.plan(observations)
+    assert plan.actions.shape == (6, 6, *model.action_space.shape)
+    assert plan.descent.path().shape == (3, 4, 6, 6, model.policy.codec.dim)
+    assert plan.descent.errors().shape == (2, 4, 6)
+    assert plan.error.shape == plan.error_before.shape == plan.disagreement.shape == (6,)
+    np.testing.assert_array_equal(plan.actions[:, 0], model.predict(observations, deterministic=True)[0])
+
+
+def test_predict_reward_asks_every_member(model, observations):
+    plan = model.policy.plan(observations)
+    rewards = model.policy.predict_reward(observations, plan.actions)
+    assert rewards.shape == (2, 6, 6)
+    single = model.policy.predict_reward(observations[2], plan.actions[2])
+    np.testing.assert_allclose(single[:, 0], rewards[:, 2], atol=1e-5)
+
+
+def test_mixing_the_gym_api_is_explained(model):
+    env = gym.make(model.get_env().envs[0].spec.id)
+    with pytest.raises(ValueError, match="mixing Gym API"):
+        model.predict(env.reset())
+
+
+def test_wrong_shape_is_an_error(model):
+    with pytest.raises(ValueError, match="shape"):
+        model.predict(np.zeros((2, 99), dtype=np.float32))
+
+
+def test_state_travels_through_evaluate_policy(model):
+    env = make_vec_env(model.get_env().envs[0].spec.id, n_envs=2, seed=0)
+    returns, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
+    assert len(returns) == len(lengths) == 2
+
+
+def test_policy_forward_plans_from_noise(model, observations):
+    actions = model.policy(th.as_tensor(observations), deterministic=True)
+    np.testing.assert_array_equal(actions.numpy(), model.predict(observations, deterministic=True)[0])
+
+
+def test_policy_can_be_copied_pickled_saved(model, observations, tmp_path):
+    expected, _ = model.predict(observations, deterministic=True)
+    model.policy.save(tmp_path / "policy.pth")
+    copies = [
+        copy.deepcopy(model.policy),
+        cloudpickle.loads(cloudpickle.dumps(model.policy)),
+        type(model.policy).load(tmp_path / "policy.pth"),
+    ]
+    for policy in copies:
+        np.testing.assert_array_equal(policy.predict(observations, deterministic=True)[0], expected)
