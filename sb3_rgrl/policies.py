@@ -15,6 +15,7 @@ from torch import nn
 
 from sb3_rgrl.actions import make_codec
 from sb3_rgrl.ensemble import Layer, MlpEnsemble
+from sb3_rgrl.imagination import Outcome, Units, has_closed_form, imagine, imagine_fast
 from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
 from sb3_rgrl.targets import Scales, WindowSamples
 
@@ -32,15 +33,6 @@ class WindowErrors(NamedTuple):
     """Absolute error of the return-to-go, times the share of it that was observed, shape (m, b)."""
     state_loss: th.Tensor
     """Squared error of the change of state, mean over everything, a scalar."""
-
-
-class Outcome(NamedTuple):
-    """What members expect of whole plans, in raw units."""
-
-    rewards: th.Tensor
-    """Reward of each step, 0 once the episode is expected to have ended, shape (g, b, T)."""
-    return_to_go: th.Tensor
-    """Discounted return after the plan, shape (g, b)."""
 
 
 class Goal(NamedTuple):
@@ -105,6 +97,8 @@ class EnsemblePolicy(BasePolicy):
         ``"step"``: an error for each reward, as in the paper, and one for the return-to-go.
     :param return_weight: Weight of the return-to-go in learning and planning; 0 leaves the paper's rewards alone.
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
+    :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
+        autograd, with the same results.
     :param net_arch: Widths of the members' hidden layers.
     :param activation_fn: Activation function of the members.
     :param features_extractor_class: Features extractor that makes a state out of an observation.
@@ -115,8 +109,6 @@ class EnsemblePolicy(BasePolicy):
     :raises ValueError: If a parameter is out of its range.
     """
 
-    # Imagined states stay within so many standard deviations of the states that were seen.
-    STATE_LIMIT = 20.0
     # A warm plan must be able to change its mind: far out, tanh and softmax have no gradient left.
     WARM_LIMIT = 3.0
     # Share of the initial noise that is added to warm plans, so that they differ.
@@ -143,6 +135,7 @@ class EnsemblePolicy(BasePolicy):
         aim: str = "return",
         return_weight: float = 1.0,
         action_optimizer: str = "adam",
+        fast_gradients: bool = True,
         net_arch: Sequence[int] = (64, 64),
         activation_fn: type[nn.Module] = nn.SiLU,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
@@ -171,7 +164,7 @@ class EnsemblePolicy(BasePolicy):
         self.n_candidates, self.gamma, self.dropout = n_candidates, gamma, dropout
         self.action_init_std, self.action_noise_correlation = action_init_std, action_noise_correlation
         self.desired_reward = _one_per_member(desired_reward, ensemble_size)
-        self.aim, self.return_weight = aim, return_weight
+        self.aim, self.return_weight, self.fast_gradients = aim, return_weight, fast_gradients
         self.net_arch, self.activation_fn = list(net_arch), activation_fn
         self.codec = make_codec(action_space)
         self.features_extractor = self.make_features_extractor()
@@ -253,17 +246,15 @@ class EnsemblePolicy(BasePolicy):
         :return: What they expect.
         """
         scales = self.scales
-        relative_change = scales.state_change.std / scales.state.std
-        alive, rewards = th.ones_like(state[..., 0]), []
-        for window in th.split(actions, self.sequence_length, dim=-2):
-            expected = self.ensemble(state, window, members)
-            rewards.append(alive.unsqueeze(-1) * scales.reward.inverse(expected.rewards))
-            # The state after termination is absorbing: no reward and no return from there on.
-            alive = alive * (1.0 - expected.ended.clamp(0.0, 1.0))
-            # What lies far outside of all experience cannot be told; unbounded, an error that feeds itself would
-            # grow to infinity over a long plan.
-            state = (state + expected.state_change * relative_change).clamp(-self.STATE_LIMIT, self.STATE_LIMIT)
-        return Outcome(th.cat(rewards, dim=-1), alive * scales.return_to_go.inverse(expected.return_to_go))
+        units = Units(
+            scales.state_change.std / scales.state.std,
+            scales.reward.mean,
+            scales.reward.std,
+            scales.return_to_go.mean,
+            scales.return_to_go.std,
+        )
+        compute = imagine_fast if self.fast_gradients and has_closed_form(self.ensemble) else imagine
+        return compute(self.ensemble, state, actions, members, units)
 
     def predict_reward(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> th.Tensor:
         """
@@ -499,6 +490,7 @@ class EnsemblePolicy(BasePolicy):
             aim=self.aim,
             return_weight=self.return_weight,
             action_optimizer=self.planner.optimizer,
+            fast_gradients=self.fast_gradients,
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
             features_extractor_class=self.features_extractor_class,
