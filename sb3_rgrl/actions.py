@@ -61,7 +61,7 @@ class BoxCodec(ActionCodec):
         """See :meth:`ActionCodec.encode`."""
         low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
         # A dimension without room has one action, which is encoded as -1.
-        room = np.maximum(high - low, np.finfo(np.float32).tiny)
+        room = np.where(high > low, high - low, 1.0)
         scaled: np.ndarray = 2.0 * (actions - low) / room - 1.0
         return scaled.reshape(len(actions), self.dim).astype(np.float32)
 
@@ -70,6 +70,8 @@ class BoxCodec(ActionCodec):
         low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
         shaped = encoded.reshape(-1, *self.space.shape).astype(np.float64)
         actions: np.ndarray = np.clip(low + 0.5 * (shaped + 1.0) * (high - low), low, high)
+        if np.issubdtype(self.space.dtype, np.integer):
+            actions = np.rint(actions)  # a cast alone would cut off what tanh leaves of the highest value
         return actions.astype(self.space.dtype)
 
     def activate(self, preactivated: th.Tensor) -> th.Tensor:

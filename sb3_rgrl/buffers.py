@@ -1,6 +1,9 @@
 """Short-term buffer D of the running episodes and long-term buffer of windows (Algorithm 1, lines 13-18)."""
 
 import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -41,7 +44,7 @@ class SequenceReplayBuffer(BaseBuffer):
     :param priority_refresh: When the agent renews priorities: ``"drawn"``, those of the windows that were drawn;
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
-    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size, or ``priority_refresh`` is unknown.
+    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size / n_envs, or ``priority_refresh`` is unknown.
     """
 
     def __init__(
@@ -63,10 +66,10 @@ class SequenceReplayBuffer(BaseBuffer):
         seed: int | None = None,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
-        if not 1 <= sequence_length <= buffer_size:
+        if not 1 <= sequence_length * n_envs <= buffer_size:
             raise ValueError(
-                f"sequence_length must be within 1 .. buffer_size: a buffer of {buffer_size} steps never holds "
-                f"a window of {sequence_length}"
+                f"sequence_length must be within 1 .. buffer_size / n_envs: a buffer of {buffer_size} steps never holds "
+                f"a window of {sequence_length} of each of {n_envs} environment(s)"
             )
         if priority_refresh not in PRIORITY_REFRESHES:
             raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
@@ -76,7 +79,7 @@ class SequenceReplayBuffer(BaseBuffer):
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
         # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
         self.observations = np.zeros((buffer_size, *self.obs_shape), dtype=observation_space.dtype)
-        self.next_observations = np.zeros_like(self.observations)
+        self.next_observations = np.zeros((buffer_size, *self.obs_shape), dtype=observation_space.dtype)
         self.actions = np.zeros((buffer_size, action_dim), dtype=np.float32)
         self.rewards = np.zeros(buffer_size, dtype=np.float32)
         self.terminated = np.zeros(buffer_size, dtype=bool)
@@ -86,12 +89,7 @@ class SequenceReplayBuffer(BaseBuffer):
         self.is_window = np.zeros(buffer_size, dtype=bool)
         # Steps are named by their number since the start; a step's place in the ring is that modulo buffer_size.
         self.n_added, self.n_windows = 0, 0
-        # Of each environment: the steps of its running episode, and those of them that do not yet start a window.
-        self._episodes: list[list[int]] = [[] for _ in range(n_envs)]
-        self._waiting: list[list[int]] = [[] for _ in range(n_envs)]
-        self._new_windows: list[int] = []
-        self._finished_windows: list[int] = []
-        self._largest_error = 1.0
+        self._forget_notes()
 
     def size(self) -> int:
         """
@@ -104,8 +102,22 @@ class SequenceReplayBuffer(BaseBuffer):
         self.sampler.remove(self.all_windows())
         self.is_window[:] = False
         self.n_added, self.n_windows, self.pos, self.full = 0, 0, 0, False
-        self._episodes, self._waiting = [[] for _ in range(self.n_envs)], [[] for _ in range(self.n_envs)]
-        self._new_windows, self._finished_windows = [], []
+        self._forget_notes()
+
+    def _forget_notes(self) -> None:
+        # Of each environment: the steps of its running episode, and those of them that do not yet start a window. What
+        # was overwritten need not be remembered, so an endless episode takes no endless memory.
+        self._episodes: list[deque[int]] = [deque(maxlen=self.buffer_size) for _ in range(self.n_envs)]
+        self._waiting: list[deque[int]] = [deque(maxlen=self.buffer_size) for _ in range(self.n_envs)]
+        self._new_windows: list[int] = []
+        self._finished_windows: list[int] = []
+        self._largest_error = 1.0
+
+    def _remember(self, windows: list[int], more: Iterable[int]) -> None:
+        windows.extend(more)
+        if len(windows) > 2 * self.buffer_size:
+            # Nobody asks for them: forget those that were overwritten.
+            windows[:] = [step for step in windows if self._holds(step)]
 
     def cut_running_episodes(self) -> None:
         """Treat the running episodes as cut off: the environments were reset, they will not go on."""
@@ -164,21 +176,22 @@ class SequenceReplayBuffer(BaseBuffer):
         if terminated:
             complete = [step for step in waiting if self._holds(step)]
         else:
-            complete = [waiting.pop(0)] if len(waiting) == self.sequence_length else []
+            complete = [waiting.popleft()] if len(waiting) == self.sequence_length else []
         for step in complete:
             self.is_window[step % self.buffer_size] = True
         self.n_windows += len(complete)
-        self._new_windows.extend(complete)
+        self._remember(self._new_windows, complete)
         if ended:
             self._finish_episode(env, terminated)
 
     def _finish_episode(self, env: int, terminated: bool) -> None:
-        steps = np.array([step for step in self._episodes[env] if self._holds(step)])
+        steps = np.array([step for step in self._episodes[env] if self._holds(step)], dtype=np.int64)
         places = steps % self.buffer_size
         self.returns_to_go[places], self.return_weights[places] = return_to_go(self.rewards[places], terminated, self.gamma)
         n_windows = len(steps) if terminated else max(0, len(steps) - self.sequence_length + 1)
-        self._finished_windows.extend(steps[:n_windows].tolist())
-        self._episodes[env], self._waiting[env] = [], []
+        self._remember(self._finished_windows, steps[:n_windows].tolist())
+        self._episodes[env].clear()
+        self._waiting[env].clear()
 
     def pop_new_windows(self) -> np.ndarray:
         """
@@ -194,7 +207,15 @@ class SequenceReplayBuffer(BaseBuffer):
         windows, self._finished_windows = self._places(self._finished_windows), []
         return windows
 
-    def _places(self, steps: list[int]) -> np.ndarray:
+    def mark_all_as_new(self) -> None:
+        """Tell of every window and of every known return once more, to somebody who has seen none of them."""
+        windows = self.all_windows()
+        first = self.n_added - self.size()
+        steps = first + (windows - first) % self.buffer_size
+        self._new_windows = steps.tolist()
+        self._finished_windows = steps[self.return_weights[windows] > 0].tolist()
+
+    def _places(self, steps: Iterable[int]) -> np.ndarray:
         held = np.array([step for step in steps if self._holds(step)], dtype=np.int64)
         return held % self.buffer_size
 
@@ -228,6 +249,9 @@ class SequenceReplayBuffer(BaseBuffer):
         errors = reward_errors + return_errors if self.return_in_priority else reward_errors
         as_numpy = errors.detach().cpu().numpy().astype(np.float64)
         self.sampler.update(indices, as_numpy)
+        gone = indices[~self.is_window[indices]]
+        if len(gone) > 0:
+            self.sampler.remove(gone)
         self._largest_error = float(as_numpy.max(initial=self._largest_error))
 
     def probabilities(self, member: int) -> np.ndarray:
@@ -298,7 +322,7 @@ class SequenceReplayBuffer(BaseBuffer):
 
         :param file: Open binary file.
         """
-        size, first = self.size(), self.n_added - self.size()
+        first = self.n_added - self.size()
         order = np.arange(first, self.n_added) % self.buffer_size
         arrays = {name: getattr(self, name)[order] for name in self._SAVED_ARRAYS}
         successors = self.successors[order]
@@ -307,7 +331,11 @@ class SequenceReplayBuffer(BaseBuffer):
         arrays["errors"] = self.sampler.errors(order)
         running = [(env, step - first) for env, steps in enumerate(self._episodes) for step in steps if self._holds(step)]
         arrays["running"] = np.array(running, dtype=np.int64).reshape(-1, 2)
-        np.savez(file, sequence_length=self.sequence_length, size=size, **arrays)
+        for name, note in (("new_windows", self._new_windows), ("finished_windows", self._finished_windows)):
+            arrays[name] = np.array([step - first for step in note if self._holds(step)], dtype=np.int64)
+        arrays["sequence_length"], arrays["size"] = np.array(self.sequence_length), np.array(self.size())
+        arrays["largest_error"] = np.array(self._largest_error)
+        np.savez(file, **arrays)
 
     def load(self, file: IO[bytes] | Any) -> None:
         """
@@ -325,8 +353,11 @@ class SequenceReplayBuffer(BaseBuffer):
         self.successors[:size] = np.where(ahead == 0, NO_STEP, np.arange(size) + ahead)
         self.n_added, self.n_windows = size, int(arrays["is_window"].sum())
         self.pos, self.full = size % self.buffer_size, size >= self.buffer_size
-        windows = self.all_windows()
-        self.sampler.add(windows, arrays["errors"][:, windows])
+        self._new_windows = arrays["new_windows"].tolist()
+        self._finished_windows = arrays["finished_windows"].tolist()
+        self._largest_error = float(arrays["largest_error"])
+        priced = np.setdiff1d(self.all_windows(), arrays["new_windows"])
+        self.sampler.add(priced, arrays["errors"][:, priced])
         for env, step in arrays["running"].tolist():
             if env < self.n_envs:
                 self._episodes[env].append(step)
@@ -334,28 +365,70 @@ class SequenceReplayBuffer(BaseBuffer):
                     self._waiting[env].append(step)
 
     def _read(self, file: IO[bytes] | Any) -> dict[str, np.ndarray]:
+        """
+        :return: The arrays of a file that :meth:`save` wrote, checked.
+        """
         try:
             with np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
-            size = int(arrays["size"])
-            names = [*self._SAVED_ARRAYS, "steps_to_successor", "errors", "running", "sequence_length"]
-            missing = [name for name in names if name not in arrays]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"This file is no replay buffer saved by RGRL: {error}") from error
-        if missing:
-            raise ValueError(f"This file is no replay buffer saved by RGRL: it has no {missing}")
+            _check_consistent(arrays, self._SAVED_ARRAYS)
+        except _BROKEN_FILE as error:
+            raise ValueError(f"This file is no replay buffer saved by RGRL, or it is damaged: {error}") from error
         for name in self._SAVED_ARRAYS:
             here = getattr(self, name)
-            if arrays[name].shape != (size, *here.shape[1:]) or arrays[name].dtype != here.dtype:
+            if arrays[name].shape[1:] != here.shape[1:] or arrays[name].dtype != here.dtype:
                 raise ValueError(
                     f"The saved buffer has {name} of shape {arrays[name].shape[1:]} and type {arrays[name].dtype}, "
                     f"this agent needs {here.shape[1:]} and {here.dtype}"
                 )
-        if int(arrays["sequence_length"]) != self.sequence_length or len(arrays["errors"]) != self.sampler.n_members:
+        saved = (int(arrays["sequence_length"]), len(arrays["errors"]))
+        if saved != (self.sequence_length, self.sampler.n_members):
             raise ValueError(
-                f"The saved buffer has windows of {int(arrays['sequence_length'])} steps for {len(arrays['errors'])} "
-                f"members, this agent needs {self.sequence_length} and {self.sampler.n_members}"
+                f"The saved buffer has windows of {saved[0]} steps for {saved[1]} members, "
+                f"this agent needs {self.sequence_length} and {self.sampler.n_members}"
             )
-        if size > self.buffer_size:
-            raise ValueError(f"The saved buffer holds {size} steps, more than this agent's buffer_size {self.buffer_size}")
+        if int(arrays["size"]) > self.buffer_size:
+            raise ValueError(
+                f"The saved buffer holds {int(arrays['size'])} steps, more than this agent's buffer_size {self.buffer_size}"
+            )
         return arrays
+
+
+# What reading a file that is something else, or damaged, can raise.
+_BROKEN_FILE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _check_consistent(arrays: dict[str, np.ndarray], per_step: Iterable[str]) -> None:
+    """
+    :param arrays: What a file holds.
+    :param per_step: Names of the arrays with one row for each step.
+    :raises ValueError: If :meth:`SequenceReplayBuffer.save` cannot have written it.
+    """
+    size = int(arrays["size"])
+    after = np.arange(size) + arrays["steps_to_successor"]
+    running, errors = arrays["running"], arrays["errors"]
+    sound = {
+        "size": arrays["size"].shape == () and all(len(arrays[name]) == size for name in per_step),
+        "steps_to_successor": after.shape == (size,) and np.all((after >= np.arange(size)) & (after < size)),
+        "errors": errors.shape[1:] == (size,) and np.all(np.isfinite(errors) & (errors >= 0)),
+        "running": running.shape[1:] == (2,) and np.all((running >= 0) & (running[:, 1:] < size)),
+        "sequence_length": int(arrays["sequence_length"]) >= 1,
+        "largest_error": np.isfinite(float(arrays["largest_error"])),
+    }
+    for name in ("new_windows", "finished_windows"):
+        steps = arrays[name]
+        inside = steps.ndim == 1 and np.all((steps >= 0) & (steps < size))
+        sound[name] = inside and np.all(arrays["is_window"][steps])
+    if not all(sound.values()):
+        raise ValueError(f"impossible {[name for name, is_sound in sound.items() if not is_sound]}")

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
@@ -13,33 +13,29 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
     """
     Write a file under a temporary name beside its place, force it to the disk, and only then give it its name.
 
-    A crash, a full disk or an error inside the block leaves the file that was there before as it was.
+    A crash, a full disk or an error inside the block leaves the file that was there before as it was. Permissions are
+    those that ``open`` would have given, and links are followed.
 
     :param path: Where the file shall be. Missing folders are made.
     :return: The open temporary file.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    place = pathlib.Path(os.path.realpath(path))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # File systems take names of 255 bytes: a long one makes room for what is added.
+    temporary = place.with_name(f".{place.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
+            if place.exists():
+                os.chmod(temporary, place.stat().st_mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, _mode_of_new_files())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
-
-
-def _mode_of_new_files() -> int:
-    # mkstemp makes files that only their owner can read; a checkpoint gets what open() would have given it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    _sync_folder(place.parent)
 
 
 def _sync_folder(folder: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 The planner knows neither environment nor buffer nor nets: it is handed callables that tell how wrong actions are.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,8 +70,10 @@ class MwmSgdPlanner:
     def __init__(self, n_members: int, n_iterations: int, learning_rate: float, optimizer: str = "adam") -> None:
         if optimizer not in ACTION_OPTIMIZERS:
             raise ValueError(f"The optimizer of the actions must be one of {ACTION_OPTIMIZERS}, got {optimizer!r}")
-        if n_iterations < 0 or learning_rate < 0:
-            raise ValueError(f"n_iterations and learning_rate must not be negative, got {n_iterations}, {learning_rate}")
+        if n_members < 1 or n_iterations < 0:
+            raise ValueError(f"n_members must be at least 1 and n_iterations at least 0, got {n_members}, {n_iterations}")
+        if not (learning_rate >= 0 and math.isfinite(learning_rate)):
+            raise ValueError(f"learning_rate must be a finite number that is not negative, got {learning_rate}")
         self.n_members, self.n_iterations = n_members, n_iterations
         self.learning_rate, self.optimizer = learning_rate, optimizer
 
@@ -151,7 +154,8 @@ def pick_best(preactivated: th.Tensor, score_fn: Callable[[th.Tensor], th.Tensor
     """
     errors = score_fn(preactivated)
     mean = errors.mean(dim=0)
-    best = mean.argmin(dim=0)
+    # A plan whose error is not a number is no plan, and must not hide the others.
+    best = mean.nan_to_num(nan=th.inf).argmin(dim=0)
     states = th.arange(preactivated.shape[1])
     disagreement = errors.std(dim=0, correction=0)[best, states]
     return preactivated[best, states], mean[best, states], disagreement

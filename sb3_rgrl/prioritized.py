@@ -53,7 +53,11 @@ class PrioritizedSampler:
         """
         if not np.all(np.isfinite(errors)) or np.any(errors < 0):
             raise ValueError("Priorities need finite errors that are not negative.")
-        self._write(indices, (errors + self.epsilon) ** self.exponent)
+        with np.errstate(over="ignore"):
+            priorities = (errors + self.epsilon) ** self.exponent
+        if not np.all(np.isfinite(priorities)):
+            raise ValueError(f"An error of {errors.max()} is too large to be raised to the power {self.exponent}.")
+        self._write(indices, priorities)
 
     def remove(self, indices: np.ndarray) -> None:
         """

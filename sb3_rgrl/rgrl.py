@@ -238,6 +238,8 @@ class RGRL(BaseAlgorithm):
         for name in ("dropout", "action_noise_correlation"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if self.gradient_steps < -1:
+            raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {self.gradient_steps}")
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must be more than 0 and at most 1, got {self.gamma}")
         if isinstance(self.observation_space, spaces.Dict):
@@ -309,13 +311,18 @@ class RGRL(BaseAlgorithm):
         callback.on_rollout_start()
         while should_collect_more_steps(train_freq, n_steps, n_episodes):
             actions = self._sample_action()
-            new_obs, rewards, dones, infos = env.step(actions)
-            self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
+            try:
+                new_obs, rewards, dones, infos = env.step(actions)
+                self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
+            except Exception:
+                self._abandon_episodes()
+                raise
             self.num_timesteps += env.num_envs
             n_steps += 1
 
             callback.update_locals(locals())
             if not callback.on_step():
+                self._abandon_episodes()
                 return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
@@ -325,6 +332,11 @@ class RGRL(BaseAlgorithm):
             self._count_episodes(int(dones.sum()), log_interval)
         callback.on_rollout_end()
         return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=True)
+
+    def _abandon_episodes(self) -> None:
+        # The environments have made a step that is not stored. Going on from here would join what does not follow each
+        # other; without a last observation SB3 resets the environments when learning goes on.
+        self._last_obs = None
 
     def _sample_action(self) -> np.ndarray:
         """
@@ -474,15 +486,15 @@ class RGRL(BaseAlgorithm):
 
     def _check_step(self, new_obs: np.ndarray, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
         for env in range(self.n_envs):
-            self._check_finite("observation", env, new_obs[env])
-            self._check_finite("reward", env, rewards[env])
+            self._check_finite("an observation", env, new_obs[env])
+            self._check_finite("a reward", env, rewards[env])
             if "terminal_observation" in infos[env]:
-                self._check_finite("terminal observation", env, infos[env]["terminal_observation"])
+                self._check_finite("a terminal observation", env, infos[env]["terminal_observation"])
 
     def _check_finite(self, what: str, env: int, value: Any) -> None:
         if not np.all(np.isfinite(value)):
             raise ValueError(
-                f"Environment {env} returned a {what} that is not finite after step {self.num_timesteps}: {value}. "
+                f"Environment {env} returned {what} that is not finite after step {self.num_timesteps}: {value}. "
                 "Nothing of that step was stored. Mend the environment, or wrap it in VecCheckNan to see where it began."
             )
 
@@ -551,7 +563,7 @@ class RGRL(BaseAlgorithm):
             self.replay_buffer.cut_running_episodes()
             self._last_plans, self._last_random_actions = None, None
         for env in range(self.n_envs):
-            self._check_finite("observation", env, self._last_obs[env])  # type: ignore[index]
+            self._check_finite("an observation", env, self._last_obs[env])  # type: ignore[index]
         return total_timesteps, callback
 
     # Saving
@@ -613,6 +625,9 @@ class RGRL(BaseAlgorithm):
             buffer.load(path)
         if truncate_last_traj:
             buffer.cut_running_episodes()
+        if not self.policy.scales.is_ready:
+            # This agent has not seen any of it: its units come from there.
+            buffer.mark_all_as_new()
         self.replay_buffer = buffer
 
 

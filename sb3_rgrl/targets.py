@@ -68,6 +68,7 @@ class Standardizer(nn.Module):
     mean: th.Tensor
     std: th.Tensor
     count: th.Tensor
+    exact_mean: th.Tensor
     squares: th.Tensor
 
     def __init__(self, dim: int, centred: bool = True) -> None:
@@ -75,8 +76,9 @@ class Standardizer(nn.Module):
         self.centred = centred
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
-        # In float64: sums over millions of rows.
+        # In float64: over millions of rows small steps would be lost.
         self.register_buffer("count", th.zeros((), dtype=th.float64))
+        self.register_buffer("exact_mean", th.zeros(dim, dtype=th.float64))
         self.register_buffer("squares", th.zeros(dim, dtype=th.float64))
 
     def update(self, rows: th.Tensor, weights: th.Tensor | None = None) -> None:
@@ -92,11 +94,12 @@ class Standardizer(nn.Module):
         if total <= 0:
             return
         mean = (weights[:, None] * rows).sum(dim=0) / total if self.centred else th.zeros_like(rows[0])
-        difference = mean - self.mean
+        difference = mean - self.exact_mean
         new_count = self.count + total
         self.squares += (weights[:, None] * (rows - mean) ** 2).sum(dim=0)
         self.squares += difference**2 * self.count * total / new_count
-        self.mean += (difference * total / new_count).to(self.mean.dtype)
+        self.exact_mean += difference * total / new_count
+        self.mean.copy_(self.exact_mean)
         self.count.copy_(new_count)
         std = (self.squares / self.count).sqrt()
         # An element that never varied carries nothing; dividing by its rounding noise would amplify it.
@@ -126,6 +129,7 @@ class Scales(nn.Module):
 
     best_reward: th.Tensor
     best_return: th.Tensor
+    largest_weight: th.Tensor
 
     def __init__(self, state_dim: int) -> None:
         super().__init__()
@@ -135,6 +139,7 @@ class Scales(nn.Module):
         self.return_to_go = Standardizer(1)
         self.register_buffer("best_reward", th.tensor(-th.inf))
         self.register_buffer("best_return", th.tensor(-th.inf))
+        self.register_buffer("largest_weight", th.tensor(0.0))
 
     @property
     def is_ready(self) -> bool:
@@ -163,7 +168,9 @@ class Scales(nn.Module):
         :param weights: How much of each was observed, shape (n,).
         """
         self.return_to_go.update(returns[:, None], weights)
-        # A return of which little was observed is no record.
-        trusted = returns[weights >= 0.5]
+        # A return of which little was observed is no record. With a discount factor near 1 no more than a little is
+        # observed of any, so the measure is the one that was observed best.
+        self.largest_weight.copy_(th.maximum(self.largest_weight, weights.max()))
+        trusted = returns[(weights > 0) & (weights >= 0.5 * self.largest_weight)]
         if len(trusted) > 0:
             self.best_return.copy_(th.maximum(self.best_return, trusted.max()))

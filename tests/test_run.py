@@ -192,6 +192,7 @@ def test_logs_what_an_sb3_user_looks_for(tmp_path):
     model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, **SMALL)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(300, log_interval=1)
+    model.logger.close()
     header = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
     for key in (
         "rollout/ep_rew_mean",

@@ -141,3 +141,13 @@ def test_nothing_of_the_running_environments_is_saved(model, tmp_path):
     assert loaded._last_plans is None
     assert loaded._last_random_actions is None
     assert pathlib.Path(tmp_path / "agent.zip").stat().st_size < 1_000_000
+
+
+def test_buffer_brings_its_units_to_an_agent_that_has_seen_nothing(model, tmp_path):
+    model.save_replay_buffer(tmp_path / "buffer")
+    fresh = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=1, **SMALL)
+    fresh.load_replay_buffer(tmp_path / "buffer")
+    fresh._setup_learn(1)
+    fresh.train(gradient_steps=1, batch_size=8)
+    assert fresh.policy.scales.is_ready
+    np.testing.assert_allclose(fresh.policy.scales.state.mean, model.policy.scales.state.mean, rtol=0.2, atol=0.05)

@@ -1,0 +1,649 @@
+"""The sequence buffer against a deque of steps and loops over it."""
+
+import io
+import os
+import pickle
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sb3_rgrl.buffers import SequenceReplayBuffer
+
+GAMMA = 0.9
+# Which environment, which episode, which time: no two observations are equal, so an observation names its step.
+OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), dtype=np.float32)
+ACTION_SPACE = spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
+
+Name = tuple[int, int, int]
+
+
+@dataclass
+class Episode:
+    """All rewards of an episode, and how it ended (None: it runs)."""
+
+    env: int
+    number: int
+    rewards: list[float] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    ending: str | None = None
+
+
+class NaiveBuffer:
+    """What the sequence buffer should hold: a deque of (episode, time), everything else is looked up when asked."""
+
+    def __init__(self, buffer_size: int, n_envs: int, sequence_length: int) -> None:
+        self.steps: deque[tuple[Episode, int]] = deque(maxlen=buffer_size)
+        self.sequence_length, self.n_episodes = sequence_length, 0
+        self.running = [self.new_episode(env) for env in range(n_envs)]
+
+    def new_episode(self, env: int) -> Episode:
+        self.n_episodes += 1
+        return Episode(env, self.n_episodes)
+
+    def windows(self) -> dict[Name, dict[str, np.ndarray]]:
+        """Every legal window, by the observation that it starts with."""
+        found = {}
+        for episode, start in self.steps:
+            rewards, actions, end = [], [], start
+            for j in range(self.sequence_length):
+                if start + j < len(episode.rewards):
+                    rewards.append(episode.rewards[start + j])
+                    actions.append(episode.actions[start + j])
+                    end = start + j
+                elif episode.ending == "terminated":
+                    rewards.append(0.0)
+            if len(rewards) < self.sequence_length:
+                continue
+            found[episode.env, episode.number, start] = self.describe(episode, end, rewards, actions)
+        return found
+
+    def describe(self, episode: Episode, end: int, rewards: list[float], actions: list[np.ndarray]) -> dict:
+        following = episode.rewards[end + 1 :]
+        observed = sum(GAMMA**j * reward for j, reward in enumerate(following))
+        if episode.ending == "terminated":
+            weight, returns = 1.0, observed
+        elif episode.ending == "truncated":
+            weight = 1.0 - GAMMA ** len(following)
+            returns = observed / weight if following else 0.0
+        else:
+            weight, returns = 0.0, None
+        return {
+            "rewards": rewards,
+            "actions": actions,
+            "next_observation": (episode.env, episode.number, end + 1),
+            "terminated": float(episode.ending == "terminated" and end == len(episode.rewards) - 1),
+            "weight": weight,
+            "return": returns,
+        }
+
+    def finished(self) -> set[Name]:
+        ended = {(e.env, e.number) for e, _ in self.steps if e.ending is not None}
+        return {name for name in self.windows() if name[:2] in ended}
+
+    def cut(self) -> None:
+        for env, episode in enumerate(self.running):
+            # An episode of which no step came is none.
+            if episode.rewards:
+                episode.ending = "truncated"
+                self.running[env] = self.new_episode(env)
+
+
+def make_buffer(buffer_size: int = 20, n_envs: int = 1, sequence_length: int = 3, **kwargs) -> SequenceReplayBuffer:
+    return SequenceReplayBuffer(
+        buffer_size,
+        kwargs.pop("observation_space", OBS_SPACE),
+        kwargs.pop("action_space", ACTION_SPACE),
+        "cpu",
+        n_envs,
+        action_dim=kwargs.pop("action_dim", 2),
+        sequence_length=sequence_length,
+        gamma=GAMMA,
+        **{"seed": 0, **kwargs},
+    )
+
+
+def step_both(buffer: SequenceReplayBuffer, naive: NaiveBuffer, endings: list[str | None], rng: np.random.Generator) -> None:
+    """One step of every environment, stored in both; ``endings`` tells how the episodes end with it."""
+    obs, next_obs, actions, rewards, infos = [], [], [], [], []
+    for env, ending in enumerate(endings):
+        episode = naive.running[env]
+        k = len(episode.rewards)
+        obs.append((env, episode.number, k))
+        next_obs.append((env, episode.number, k + 1))
+        actions.append(rng.uniform(-1, 1, 2).astype(np.float32))
+        rewards.append(float(np.float32(rng.uniform(-5, 5))))
+        # SB3's own environments put the key there for terminated episodes, too.
+        infos.append({} if ending is None else {"TimeLimit.truncated": ending == "truncated"})
+        episode.rewards.append(rewards[-1])
+        episode.actions.append(actions[-1])
+        naive.steps.append((episode, k))
+        if ending is not None:
+            episode.ending = ending
+            naive.running[env] = naive.new_episode(env)
+    done = np.array([ending is not None for ending in endings])
+    buffer.add(np.float32(obs), np.float32(next_obs), np.array(actions), np.float32(rewards), done, infos)
+
+
+def names_of(buffer: SequenceReplayBuffer, places: np.ndarray) -> list[Name]:
+    observations = buffer.windows(places[None]).observations[0].numpy()
+    return [tuple(int(x) for x in row) for row in observations]
+
+
+def assert_same(buffer: SequenceReplayBuffer, naive: NaiveBuffer) -> None:
+    """Every legal window is there with the right contents, and no other."""
+    expected, places = naive.windows(), buffer.all_windows()
+    assert buffer.size() == len(naive.steps) <= buffer.buffer_size
+    assert buffer.n_windows == len(places) == len(expected)
+    if len(places) == 0:
+        return
+    samples = buffer.windows(places[None])
+    stored_actions = {tuple(e.actions[k].tolist()) for e, k in naive.steps}
+    seen = set()
+    for row, name in enumerate(names_of(buffer, places)):
+        assert name in expected, f"{name} starts no window"
+        assert name not in seen
+        seen.add(name)
+        window = expected[name]
+        np.testing.assert_array_equal(samples.rewards[0, row].numpy(), np.float32(window["rewards"]))
+        actions, n_real = samples.actions[0, row].numpy(), len(window["actions"])
+        np.testing.assert_array_equal(actions[:n_real], window["actions"])
+        # After the end: any action that was really taken.
+        assert {tuple(action.tolist()) for action in actions[n_real:]} <= stored_actions
+        assert tuple(samples.next_observations[0, row].tolist()) == window["next_observation"]
+        assert samples.terminated[0, row].item() == window["terminated"]
+        assert samples.return_weights[0, row].item() == pytest.approx(window["weight"], rel=1e-6)
+        if window["return"] is not None:
+            assert samples.returns_to_go[0, row].item() == pytest.approx(window["return"], rel=1e-5, abs=1e-5)
+
+
+ENDINGS = st.sampled_from([None, None, None, None, "terminated", "truncated"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), n_envs=st.integers(1, 3), sequence_length=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_windows_equal_naive_reference(data, n_envs, sequence_length, seed):
+    # Smaller than the data most of the time, so old steps are overwritten; yet a step of all environments and the
+    # window that it completes fit in.
+    buffer_size = data.draw(st.integers(n_envs * sequence_length, 40))
+    rng = np.random.default_rng(seed)
+    buffer, naive = make_buffer(buffer_size, n_envs, sequence_length), NaiveBuffer(buffer_size, n_envs, sequence_length)
+    known_new: set[Name] = set()
+    known_finished: set[Name] = set()
+    for _ in range(data.draw(st.integers(1, 30))):
+        step_both(buffer, naive, data.draw(st.lists(ENDINGS, min_size=n_envs, max_size=n_envs)), rng)
+        if data.draw(st.sampled_from([False] * 9 + [True])):
+            buffer.cut_running_episodes()
+            naive.cut()
+        if data.draw(st.booleans()):
+            # Each window is reported once, as long as it is not overwritten before anyone asked.
+            for pop, known, now in (
+                (buffer.pop_new_windows, known_new, set(naive.windows())),
+                (buffer.pop_finished_windows, known_finished, naive.finished()),
+            ):
+                popped = names_of(buffer, pop()) if buffer.size() else []
+                assert len(popped) == len(set(popped))
+                assert set(popped) == now - known
+                known |= now
+                assert len(pop()) == 0
+        assert_same(buffer, naive)
+
+
+@pytest.mark.parametrize("sequence_length", [2, 3])
+def test_buffer_that_is_small_for_its_environments(sequence_length):
+    # By the time a window of 3 environments is complete, its start may have been overwritten already.
+    for buffer_size in range(sequence_length, 3 * sequence_length):
+        try:
+            buffer = make_buffer(buffer_size, 3, sequence_length)
+        except ValueError:
+            continue  # to refuse such a buffer is fine, to hand out wrong windows is not
+        naive, rng = NaiveBuffer(buffer_size, 3, sequence_length), np.random.default_rng(0)
+        for k in range(12):
+            step_both(buffer, naive, [None, None, "terminated" if k % 5 == 4 else None], rng)
+            assert_same(buffer, naive)
+        buffer.cut_running_episodes()
+
+
+def test_windows_by_hand():
+    # An episode of 4 that terminates, then one of 4 that is cut off, windows of 3.
+    buffer, naive, rng = make_buffer(), NaiveBuffer(20, 1, 3), np.random.default_rng(0)
+    for ending in [None, None, None, "terminated", None, None, None, "truncated"]:
+        step_both(buffer, naive, [ending], rng)
+    starts = sorted(names_of(buffer, buffer.all_windows()))
+    assert starts == [(0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 1, 3), (0, 2, 0), (0, 2, 1)]
+    last_of_first = buffer.windows(np.array([[3]]))
+    assert last_of_first.rewards[0, 0, 1:].tolist() == [0.0, 0.0]
+    assert last_of_first.terminated.item() == 1.0
+    assert last_of_first.next_observations[0, 0].tolist() == [0.0, 1.0, 4.0]
+    last_of_second = buffer.windows(np.array([[5]]))
+    assert last_of_second.terminated.item() == 0.0
+    assert last_of_second.return_weights.item() == 0.0, "nothing was observed after the cut"
+
+
+def test_done_without_a_word_about_time_limits_is_termination():
+    buffer = make_buffer(sequence_length=3)
+    zeros = np.zeros((1, 3), dtype=np.float32)
+    buffer.add(zeros, zeros + 1, np.zeros((1, 2)), np.ones(1), np.array([True]), [{}])
+    assert buffer.n_windows == 1
+    assert buffer.windows(np.array([[0]])).terminated.item() == 1.0
+
+
+def test_capacity_is_never_exceeded_and_the_oldest_go_first():
+    buffer, naive, rng = make_buffer(buffer_size=7, sequence_length=2), NaiveBuffer(7, 1, 2), np.random.default_rng(0)
+    for k in range(40):
+        step_both(buffer, naive, ["terminated" if k % 3 == 2 else None], rng)
+        assert buffer.size() == min(k + 1, 7)
+        kept = sorted(names_of(buffer, buffer.all_windows())) if buffer.n_windows else []
+        assert kept == sorted(naive.windows())
+    assert buffer.full
+
+
+def test_weight_is_0_while_the_episode_runs():
+    buffer, naive, rng = make_buffer(sequence_length=1), NaiveBuffer(20, 1, 1), np.random.default_rng(0)
+    for _ in range(5):
+        step_both(buffer, naive, [None], rng)
+        assert buffer.windows(buffer.all_windows()[None]).return_weights.sum() == 0.0
+        assert len(buffer.pop_finished_windows()) == 0
+    step_both(buffer, naive, ["terminated"], rng)
+    assert buffer.windows(buffer.all_windows()[None]).return_weights.tolist() == [[1.0] * 6]
+    assert len(buffer.pop_finished_windows()) == 6
+
+
+def test_episode_longer_than_the_buffer():
+    buffer, naive, rng = make_buffer(buffer_size=6, sequence_length=2), NaiveBuffer(6, 1, 2), np.random.default_rng(0)
+    for _ in range(25):
+        step_both(buffer, naive, [None], rng)
+    step_both(buffer, naive, ["terminated"], rng)
+    assert_same(buffer, naive)
+    assert len(buffer.pop_finished_windows()) == 6
+
+
+def test_cut_running_episodes_ends_them_without_termination():
+    buffer, naive, rng = make_buffer(n_envs=2), NaiveBuffer(20, 2, 3), np.random.default_rng(0)
+    for endings in ([None, None], [None, "terminated"], [None, None], [None, None]):
+        step_both(buffer, naive, endings, rng)
+    buffer.cut_running_episodes()
+    naive.cut()
+    assert_same(buffer, naive)
+    n_windows = buffer.n_windows
+    buffer.cut_running_episodes()
+    assert buffer.n_windows == n_windows, "there was nothing left to cut"
+    # What comes next does not go on from what was cut.
+    for _ in range(3):
+        step_both(buffer, naive, [None, None], rng)
+    assert_same(buffer, naive)
+
+
+def test_reset_forgets_everything():
+    buffer, naive, rng = make_buffer(buffer_size=12, n_envs=2), NaiveBuffer(12, 2, 3), np.random.default_rng(0)
+    for k in range(10):
+        step_both(buffer, naive, [None, "terminated" if k == 5 else None], rng)
+    buffer.sample(4)
+    buffer.reset()
+    assert (buffer.size(), buffer.n_windows, len(buffer.all_windows())) == (0, 0, 0)
+    assert len(buffer.pop_new_windows()) == len(buffer.pop_finished_windows()) == 0
+    np.testing.assert_array_equal(buffer.probabilities(0), 0.0)
+    with pytest.raises(ValueError, match="no window"):
+        buffer.sample(1)
+    naive = NaiveBuffer(12, 2, 3)
+    for k in range(10):
+        step_both(buffer, naive, [None, "truncated" if k == 5 else None], rng)
+        assert_same(buffer, naive)
+
+
+# Drawing
+
+
+def test_samples_are_windows_for_each_member():
+    buffer = make_buffer(buffer_size=15, n_envs=2, n_members=3)
+    naive, rng = NaiveBuffer(15, 2, 3), np.random.default_rng(0)
+    for k in range(30):
+        step_both(buffer, naive, ["terminated" if k % 7 == 6 else None, "truncated" if k % 4 == 3 else None], rng)
+        if buffer.n_windows == 0:
+            continue
+        samples, legal = buffer.sample(8), set(buffer.all_windows())
+        assert samples.indices.shape == (3, 8)
+        assert set(samples.indices.ravel()) <= legal
+        assert samples.observations.shape == samples.next_observations.shape == (3, 8, 3)
+        assert samples.actions.shape == (3, 8, 3, 2)
+        assert samples.rewards.shape == (3, 8, 3)
+        assert samples.terminated.shape == samples.returns_to_go.shape == samples.return_weights.shape == (3, 8)
+        assert {samples.actions.dtype, samples.rewards.dtype, samples.terminated.dtype} == {th.float32}
+        assert {samples.returns_to_go.dtype, samples.return_weights.dtype} == {th.float32}
+        buffer.update_priorities(samples.indices, th.rand(3, 8), th.rand(3, 8))
+
+
+def test_sampling_without_windows():
+    buffer, naive = make_buffer(), NaiveBuffer(20, 1, 3)
+    with pytest.raises(ValueError, match="no window"):
+        buffer.sample(1)
+    step_both(buffer, naive, [None], np.random.default_rng(0))
+    with pytest.raises(ValueError, match="no window"):
+        buffer.sample(1)
+
+
+@pytest.mark.parametrize("return_in_priority", [False, True])
+def test_priorities_are_the_errors_of_each_member(return_in_priority):
+    buffer = make_buffer(sequence_length=1, n_members=2, return_in_priority=return_in_priority, per_epsilon=0.0)
+    naive, rng = NaiveBuffer(20, 1, 1), np.random.default_rng(0)
+    for _ in range(3):
+        step_both(buffer, naive, [None], rng)
+    buffer.sample(1)
+    reward_errors, return_errors = np.array([[1.0, 2.0, 3.0], [4.0, 4.0, 0.0]]), np.array([[1.0, 0.0, 1.0], [0.0, 4.0, 4.0]])
+    buffer.update_priorities(np.array([[0, 1, 2]] * 2), th.as_tensor(reward_errors), th.as_tensor(return_errors))
+    expected = reward_errors + (return_errors if return_in_priority else 0.0)
+    for member in range(2):
+        np.testing.assert_allclose(buffer.probabilities(member)[:3], expected[member] / expected[member].sum())
+        np.testing.assert_array_equal(buffer.probabilities(member)[3:], 0.0)
+
+
+def test_new_window_gets_the_largest_error_so_far():
+    buffer, naive, rng = make_buffer(sequence_length=1, per_epsilon=0.0), NaiveBuffer(20, 1, 1), np.random.default_rng(0)
+    for _ in range(2):
+        step_both(buffer, naive, [None], rng)
+    buffer.sample(1)
+    buffer.update_priorities(np.array([[0, 1]]), th.tensor([[6.0, 2.0]]), th.zeros(1, 2))
+    step_both(buffer, naive, [None], rng)
+    buffer.sample(1)
+    np.testing.assert_allclose(buffer.probabilities(0)[:3], np.array([6.0, 2.0, 6.0]) / 14.0)
+
+
+def test_same_seed_same_samples():
+    drawn = []
+    for seed in (1, 1, 2):
+        buffer, naive, rng = make_buffer(seed=seed), NaiveBuffer(20, 1, 3), np.random.default_rng(0)
+        for k in range(18):
+            step_both(buffer, naive, ["terminated" if k % 6 == 5 else None], rng)
+        drawn.append(buffer.sample(30))
+    np.testing.assert_array_equal(drawn[0].indices, drawn[1].indices)
+    th.testing.assert_close(drawn[0].actions, drawn[1].actions, rtol=0, atol=0)
+    assert not np.array_equal(drawn[0].indices, drawn[2].indices)
+
+
+def test_images_stay_bytes():
+    space = spaces.Box(0, 255, (1, 6, 6), dtype=np.uint8)
+    buffer, rng = make_buffer(observation_space=space, sequence_length=2), np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 1, 1, 6, 6), dtype=np.uint8)
+    for k in range(5):
+        buffer.add(images[k], images[k + 1], np.zeros((1, 2)), np.ones(1), np.array([k == 4]), [{}])
+    assert buffer.observations.dtype == np.uint8
+    samples = buffer.windows(np.array([[0, 3, 4]]))
+    assert samples.observations.dtype == samples.next_observations.dtype == th.uint8
+    np.testing.assert_array_equal(samples.observations[0].numpy(), images[[0, 3, 4], 0])
+    np.testing.assert_array_equal(samples.next_observations[0].numpy(), images[[2, 5, 5], 0])
+
+
+# On the disk
+
+
+def endings_of(k: int, n_envs: int) -> list[str | None]:
+    return ["terminated" if k % 5 == 4 else None, "truncated" if k % 6 == 5 else None, None][:n_envs]
+
+
+def filled(buffer_size: int = 20, n_envs: int = 2, n_steps: int = 13, **kwargs) -> tuple[SequenceReplayBuffer, NaiveBuffer]:
+    """A buffer with terminated, truncated and running episodes and with priorities of its own."""
+    buffer, naive = make_buffer(buffer_size, n_envs, **kwargs), NaiveBuffer(buffer_size, n_envs, 3)
+    rng = np.random.default_rng(4)
+    for k in range(n_steps):
+        step_both(buffer, naive, endings_of(k, n_envs), rng)
+    buffer.sample(1)
+    windows, n_members = buffer.all_windows(), buffer.sampler.n_members
+    errors = rng.uniform(0.0, 3.0, (n_members, len(windows)))
+    buffer.update_priorities(np.tile(windows, (n_members, 1)), th.as_tensor(errors), th.zeros(errors.shape))
+    return buffer, naive
+
+
+def saved(buffer: SequenceReplayBuffer) -> bytes:
+    file = io.BytesIO()
+    buffer.save(file)
+    return file.getvalue()
+
+
+def contents(buffer: SequenceReplayBuffer) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(saved(buffer)), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def assert_same_contents(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def probabilities_by_name(buffer: SequenceReplayBuffer, member: int) -> dict[Name, float]:
+    places = buffer.all_windows()
+    return dict(zip(names_of(buffer, places), buffer.probabilities(member)[places].tolist(), strict=True))
+
+
+# 20 steps hold all of 7 steps of two environments, and overwrite most of 13 or 31.
+@pytest.mark.parametrize("n_steps", [0, 1, 7, 10, 13, 31])
+@pytest.mark.parametrize(("buffer_size", "n_envs"), [(20, 2), (33, 2), (50, 3), (20, 1)])
+def test_save_and_load_through_a_file(tmp_path: Path, n_steps, buffer_size, n_envs):
+    if n_steps < 3:
+        buffer, naive = make_buffer(n_envs=2, n_members=2), NaiveBuffer(20, 2, 3)
+        for _ in range(n_steps):
+            step_both(buffer, naive, [None, None], np.random.default_rng(0))
+    else:
+        buffer, naive = filled(n_steps=n_steps, n_members=2)
+    with open(tmp_path / "buffer.pkl", "wb") as file:
+        buffer.save(file)
+    # Into one that has something else in it already.
+    loaded, _ = filled(buffer_size, n_envs, 9, n_members=2, seed=9)
+    loaded.pop_new_windows()
+    with open(tmp_path / "buffer.pkl", "rb") as file:
+        loaded.load(file)
+
+    again = NaiveBuffer(buffer_size, n_envs, 3)
+    again.n_episodes = 100
+    again.steps.extend(naive.steps)
+    again.running = (naive.running + [again.new_episode(env) for env in range(n_envs)][2:])[:n_envs]
+    assert_same(loaded, again)
+    for member in range(2):
+        expected = probabilities_by_name(buffer, member) if buffer.n_windows else {}
+        assert (probabilities_by_name(loaded, member) if loaded.n_windows else {}) == pytest.approx(expected, rel=1e-9)
+    # The running episodes go on where they were, and old steps go first.
+    rng = np.random.default_rng(8)
+    for k in range(25):
+        step_both(loaded, again, endings_of(k, n_envs), rng)
+        assert_same(loaded, again)
+    loaded.cut_running_episodes()
+    again.cut()
+    assert_same(loaded, again)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), n_envs=st.integers(1, 3), seed=st.integers(0, 100))
+def test_loaded_buffer_goes_on_like_the_saved_one(data, n_envs, seed):
+    buffer_size = data.draw(st.integers(3 * n_envs, 25))
+    buffer, naive = make_buffer(buffer_size, n_envs), NaiveBuffer(buffer_size, n_envs, 3)
+    rng = np.random.default_rng(seed)
+    for _ in range(data.draw(st.integers(0, 12))):
+        step_both(buffer, naive, data.draw(st.lists(ENDINGS, min_size=n_envs, max_size=n_envs)), rng)
+    loaded = make_buffer(buffer_size, n_envs)
+    loaded.load(io.BytesIO(saved(buffer)))
+    assert_same_contents(contents(loaded), contents(buffer))
+    for _ in range(data.draw(st.integers(0, 12))):
+        step_both(loaded, naive, data.draw(st.lists(ENDINGS, min_size=n_envs, max_size=n_envs)), rng)
+        assert_same(loaded, naive)
+
+
+def test_windows_that_nobody_has_looked_at_are_not_lost_by_saving():
+    # A checkpoint comes in the middle of a rollout: its last windows are then still without priorities of their own.
+    buffer, naive = filled(n_steps=7)
+    buffer.pop_new_windows()
+    buffer.pop_finished_windows()
+    rng = np.random.default_rng(0)
+    for endings in ([None, None], ["terminated", None]):
+        step_both(buffer, naive, endings, rng)
+    loaded = make_buffer(n_envs=2)
+    loaded.load(io.BytesIO(saved(buffer)))
+    new, finished = buffer.pop_new_windows(), buffer.pop_finished_windows()
+    assert len(new) > 0
+    assert len(finished) > 0
+    # 18 of 20 steps: nothing was overwritten yet, so places are the same.
+    np.testing.assert_array_equal(loaded.pop_new_windows(), new)
+    np.testing.assert_array_equal(loaded.pop_finished_windows(), finished)
+
+
+def test_unseen_windows_are_drawn_soon_after_loading():
+    buffer, naive = filled(n_steps=7)
+    for _ in range(2):
+        step_both(buffer, naive, [None, None], np.random.default_rng(0))
+    loaded = make_buffer(n_envs=2)
+    loaded.load(io.BytesIO(saved(buffer)))
+    for either in (buffer, loaded):
+        either.sample(1)
+        assert either.probabilities(0)[either.all_windows()].min() > 1e-4
+
+
+def test_file_has_no_pickle_in_it():
+    for name, array in contents(filled()[0]).items():
+        assert array.dtype != object, name
+
+
+def test_images_are_saved_as_bytes():
+    space = spaces.Box(0, 255, (1, 6, 6), dtype=np.uint8)
+    buffer = make_buffer(observation_space=space, sequence_length=1)
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, 6, 6), dtype=np.uint8)
+    buffer.add(image, image, np.zeros((1, 2)), np.ones(1), np.array([False]), [{}])
+    other = make_buffer(observation_space=space, sequence_length=1)
+    other.load(io.BytesIO(saved(buffer)))
+    assert contents(buffer)["observations"].dtype == np.uint8
+    np.testing.assert_array_equal(other.windows(np.array([[0]])).observations[0].numpy(), image)
+
+
+def as_npz(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def changed(**changes) -> bytes:
+    """A saved buffer in which some arrays were replaced; None leaves one out."""
+    arrays = {**contents(filled()[0]), **changes}
+    return as_npz(**{name: array for name, array in arrays.items() if array is not None})
+
+
+NO_BUFFER = {
+    "empty": lambda: b"",
+    "garbage": lambda: b"this is no buffer" * 100,
+    "only a zip's first bytes": lambda: b"PK\x03\x04" + b"\x00" * 200,
+    "a pickle": lambda: pickle.dumps({"observations": [1, 2, 3]}),
+    "one array": lambda: as_npy(np.zeros(3)),
+    "other arrays": lambda: as_npz(a=np.zeros(3)),
+    "objects": lambda: changed(rewards=np.array([{}] * 20, dtype=object)),
+    "a name is missing": lambda: changed(errors=None),
+    "no size": lambda: changed(size=None),
+    "size is no number": lambda: changed(size=np.arange(3)),
+    "size is negative": lambda: changed(size=-20),
+    "fewer steps than it says": lambda: changed(rewards=np.zeros(19, dtype=np.float32)),
+    "other type of observation": lambda: changed(observations=np.zeros((20, 3), dtype=np.float64)),
+    "errors are NaN": lambda: changed(errors=np.full((1, 20), np.nan)),
+    "errors are negative": lambda: changed(errors=np.full((1, 20), -1.0)),
+    "fewer errors than steps": lambda: changed(errors=np.zeros((1, 5))),
+    "fewer successors than steps": lambda: changed(steps_to_successor=np.ones(5, dtype=np.int64)),
+    "successors outside": lambda: changed(steps_to_successor=np.full(20, 10_000, dtype=np.int64)),
+    "running steps outside": lambda: changed(running=np.array([[0, 20]])),
+    "running environments outside": lambda: changed(running=np.array([[-1, 3]])),
+    "running is no list of pairs": lambda: changed(running=np.arange(5)),
+}
+
+
+def assert_refused(buffer: SequenceReplayBuffer, file: bytes, match: str) -> None:
+    before = contents(buffer)
+    probabilities = buffer.probabilities(0)
+    with pytest.raises(ValueError, match=match):
+        buffer.load(io.BytesIO(file))
+    assert_same_contents(contents(buffer), before)
+    np.testing.assert_array_equal(buffer.probabilities(0), probabilities)
+
+
+@pytest.mark.parametrize("kind", NO_BUFFER)
+def test_no_buffer_is_refused_and_nothing_changes(kind):
+    assert_refused(filled(seed=2)[0], NO_BUFFER[kind](), match="saved")
+
+
+def test_half_a_file_is_refused():
+    buffer, whole = filled(seed=2)[0], saved(filled()[0])
+    for length in np.linspace(1, len(whole) - 1, 25).astype(int):
+        assert_refused(buffer, whole[:length], match="no replay buffer")
+
+
+def test_file_with_a_wrong_byte_is_refused_or_harmless():
+    # Checksums find most; a bit in a place without meaning (a date, say) may load, but as the same buffer.
+    whole = saved(filled()[0])
+    expected, rng = contents(filled()[0]), np.random.default_rng(0)
+    for place in rng.choice(len(whole), 150, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        buffer = filled(seed=2)[0]
+        before = contents(buffer)
+        try:
+            buffer.load(io.BytesIO(bytes(damaged)))
+        except ValueError:
+            assert_same_contents(contents(buffer), before)
+        else:
+            assert_same_contents(contents(buffer), expected)
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        ({"observation_space": spaces.Box(-1, 1, (4,), dtype=np.float32)}, "observations of shape"),
+        ({"observation_space": spaces.Box(0, 255, (3,), dtype=np.uint8)}, "uint8"),
+        ({"action_dim": 1}, "actions of shape"),
+        ({"sequence_length": 4}, "windows of 3 steps"),
+        ({"n_members": 2}, "for 1 members"),
+        ({"buffer_size": 19}, "more than this agent's buffer_size 19"),
+    ],
+)
+def test_buffer_of_another_agent_is_refused(other, match):
+    assert_refused(make_buffer(**{"n_envs": 2, **other}), saved(filled()[0]), match)
+
+
+# Size
+
+
+def test_sequence_longer_than_the_buffer_is_refused():
+    with pytest.raises(ValueError, match="a buffer of 4 steps never holds a window of 5"):
+        make_buffer(buffer_size=4, sequence_length=5)
+    with pytest.raises(ValueError, match="sequence_length must be within"):
+        make_buffer(sequence_length=0)
+    make_buffer(buffer_size=4, sequence_length=4)
+
+
+def test_unknown_priority_refresh_is_refused():
+    with pytest.raises(ValueError, match=r"priority_refresh must be one of .*drawn.*all.*'never'"):
+        make_buffer(priority_refresh="never")
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux how much memory is taken")
+def test_large_buffer_takes_memory_only_as_it_fills():
+    # Its observations alone would be 2 x 244 MiB.
+    space = spaces.Box(-1, 1, (64,), dtype=np.float32)
+    before, began = resident_mib(), time.perf_counter()
+    buffer = make_buffer(1_000_000, observation_space=space, sequence_length=5, n_members=5)
+    zeros = np.zeros((1, 64), dtype=np.float32)
+    for _ in range(10):
+        buffer.add(zeros, zeros, np.zeros((1, 2)), np.zeros(1), np.array([False]), [{}])
+    buffer.sample(4)
+    assert time.perf_counter() - began < 2.0
+    assert resident_mib() - before < 50.0

@@ -1,0 +1,185 @@
+"""Stacked members against separate nets of plain torch with the same weights."""
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_rgrl.ensemble import MlpEnsemble, WindowPrediction
+
+STATE_DIM, ACTION_DIM, LENGTH, MEMBERS = 3, 2, 4, 5
+
+
+def make_ensemble(net_arch: tuple[int, ...] = (16, 8), dropout: float = 0.0, activation_fn=nn.SiLU) -> MlpEnsemble:
+    th.manual_seed(0)
+    return MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, net_arch, activation_fn, dropout)
+
+
+def separate_nets(ensemble: MlpEnsemble, activation_fn: type[nn.Module]) -> list[nn.Sequential]:
+    """One plain net for each member, with the member's weights."""
+    nets = []
+    for member in range(ensemble.n_members):
+        parts: list[nn.Module] = []
+        for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True):
+            layer = nn.Linear(*weight.shape[1:])
+            layer.weight.data = weight.data[member].T.clone()
+            layer.bias.data = bias.data[member, 0].clone()
+            parts += [layer, activation_fn()]
+        nets.append(nn.Sequential(*parts[:-1]))
+    return nets
+
+
+def concatenated(prediction: WindowPrediction) -> th.Tensor:
+    """As one output vector, in the order of the net's last layer."""
+    ended, return_to_go = prediction.ended.unsqueeze(-1), prediction.return_to_go.unsqueeze(-1)
+    return th.cat([prediction.rewards, prediction.state_change, ended, return_to_go], dim=-1)
+
+
+def inputs(n_groups: int, batch: int, seed: int = 1) -> tuple[th.Tensor, th.Tensor]:
+    generator = th.Generator().manual_seed(seed)
+    state = th.randn(n_groups, batch, STATE_DIM, generator=generator)
+    return state, th.randn(n_groups, batch, LENGTH, ACTION_DIM, generator=generator)
+
+
+@pytest.mark.parametrize("activation_fn", [nn.SiLU, nn.Tanh])
+@pytest.mark.parametrize("net_arch", [(), (16,), (16, 8)], ids=str)
+@pytest.mark.parametrize("members", [None, [3, 0, 3, 1], [4]], ids=str)
+def test_stacked_members_equal_separate_nets(net_arch, members, activation_fn):
+    ensemble = make_ensemble(net_arch, activation_fn=activation_fn)
+    nets = separate_nets(ensemble, activation_fn)
+    chosen = range(MEMBERS) if members is None else members
+    state, actions = inputs(len(chosen), batch=6)
+    actions.requires_grad_()
+    index = None if members is None else th.tensor(members)
+    prediction = ensemble(state, actions, ensemble.members(index))
+    assert prediction.rewards.shape == (len(chosen), 6, LENGTH)
+    assert prediction.state_change.shape == (len(chosen), 6, STATE_DIM)
+    assert prediction.ended.shape == prediction.return_to_go.shape == (len(chosen), 6)
+
+    outputs = concatenated(prediction)
+    # A weight of its own for each output, so that outputs that changed places show in the gradient.
+    weights = th.randn(outputs.shape, generator=th.Generator().manual_seed(2))
+    (gradient,) = th.autograd.grad((weights * outputs).sum(), actions)
+    for group, member in enumerate(chosen):
+        for row in range(6):
+            own = actions[group, row].detach().clone().requires_grad_()
+            # s, then the first action, then the second ..., as the docstring tells.
+            expected = nets[member](th.cat([state[group, row], *own]))
+            th.testing.assert_close(outputs[group, row], expected, rtol=1e-6, atol=1e-6)
+            (expected_gradient,) = th.autograd.grad((weights[group, row] * expected).sum(), own)
+            th.testing.assert_close(gradient[group, row], expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_the_weights_equal_those_of_separate_nets():
+    ensemble = make_ensemble()
+    nets = separate_nets(ensemble, nn.SiLU)
+    state, actions = inputs(MEMBERS, batch=6)
+    (concatenated(ensemble(state, actions, ensemble.members())) ** 2).sum().backward()
+    for member, net in enumerate(nets):
+        (net(th.cat([state[member], actions[member].flatten(1)], dim=-1)) ** 2).sum().backward()
+        linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+        for weight, bias, linear in zip(ensemble.weights, ensemble.biases, linears, strict=True):
+            th.testing.assert_close(weight.grad[member], linear.weight.grad.T, rtol=1e-5, atol=1e-5)
+            th.testing.assert_close(bias.grad[member, 0], linear.bias.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_members_begin_different_and_within_the_bounds_of_linear():
+    ensemble = make_ensemble((100, 200))
+    for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True):
+        # torch.nn.Linear draws both within one over the square root of the number of inputs.
+        bound = weight.shape[1] ** -0.5
+        assert 0.95 * bound < weight.abs().max() <= bound
+        assert bias.abs().max() <= bound
+        assert abs(weight.mean()) < 0.05 * bound
+        for member in range(1, MEMBERS):
+            assert not th.equal(weight[0], weight[member])
+            assert not th.equal(bias[0], bias[member])
+
+
+def test_rows_do_not_depend_on_their_batch():
+    ensemble = make_ensemble(dropout=0.3)
+    state, actions = inputs(MEMBERS, batch=6)
+    for thinning in (None, th.Generator().manual_seed(0)):
+        members = ensemble.members(thinning=thinning)
+        whole = concatenated(ensemble(state, actions, members))
+        for row in range(6):
+            alone = concatenated(ensemble(state[:, row : row + 1], actions[:, row : row + 1], members))
+            th.testing.assert_close(alone[:, 0], whole[:, row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [None, [3, 0, 3]], ids=str)
+def test_no_thinning_without_dropout_or_without_a_generator(chosen):
+    index = None if chosen is None else th.tensor(chosen)
+    for ensemble, generator in ((make_ensemble(dropout=0.0), th.Generator()), (make_ensemble(dropout=0.5), None)):
+        before = None if generator is None else generator.get_state()
+        layers = ensemble.members(index, generator)
+        for layer, weight, bias in zip(layers, ensemble.weights, ensemble.biases, strict=True):
+            assert th.equal(layer.weight, weight if index is None else weight[index])
+            assert th.equal(layer.bias, bias if index is None else bias[index])
+        if generator is not None:
+            assert th.equal(generator.get_state(), before), "a rate of 0 costs draws"
+
+
+def missing_units(ensemble: MlpEnsemble, generator: th.Generator, chosen: list[int] | None = None) -> list[th.Tensor]:
+    """For each hidden layer, which units of the asked members are missing, read off the weights, shape (g, width)."""
+    index = None if chosen is None else th.tensor(chosen)
+    return [(layer.weight == 0).all(dim=-1) for layer in ensemble.members(index, generator)[1:]]
+
+
+def test_thinning_has_its_rate_and_is_drawn_anew_for_each_member_and_time():
+    ensemble, generator = make_ensemble((500, 400), dropout=0.2), th.Generator().manual_seed(0)
+    asked = [0, 1, 2, 3, 4, 0, 0, 0]
+    missing = missing_units(ensemble, generator, asked)
+    assert [mask.shape for mask in missing] == [(8, 500), (8, 400)]
+    for mask in missing:
+        # 3,200 units at least: a standard error of 0.007.
+        assert mask.float().mean().item() == pytest.approx(0.2, abs=0.03)
+        # Groups that the same member got are thinned each for itself.
+        assert not th.equal(mask[0], mask[5])
+        assert not th.equal(mask[0], mask[1])
+    assert not th.equal(missing[0][:, :400], missing[1])
+    assert not th.equal(missing_units(ensemble, generator, asked)[0], missing[0])
+    assert th.equal(missing_units(ensemble, th.Generator().manual_seed(0), asked)[0], missing[0])
+
+
+def test_thinning_leaves_the_global_generator_and_the_weights_alone():
+    ensemble = make_ensemble(dropout=0.5)
+    state, weights = th.get_rng_state(), [weight.detach().clone() for weight in ensemble.weights]
+    ensemble.members(None, th.Generator().manual_seed(0))
+    assert th.equal(th.get_rng_state(), state)
+    assert all(th.equal(weight, before) for weight, before in zip(ensemble.weights, weights, strict=True))
+
+
+@pytest.mark.parametrize("chosen", [None, [3, 0, 3]], ids=str)
+def test_thinned_member_misses_its_units_for_the_whole_batch(chosen):
+    ensemble = make_ensemble(dropout=0.5)
+    groups = list(range(MEMBERS)) if chosen is None else chosen
+    state, actions = inputs(len(groups), batch=6)
+    missing = missing_units(ensemble, th.Generator().manual_seed(3), chosen)
+    assert all(0 < mask.sum() < mask.numel() for mask in missing)
+    # The same draws once more.
+    layers = ensemble.members(None if chosen is None else th.tensor(chosen), th.Generator().manual_seed(3))
+    thinned = concatenated(ensemble(state, actions, layers))
+    nets = separate_nets(ensemble, nn.SiLU)
+    for group, member in enumerate(groups):
+        for row in range(6):
+            x = th.cat([state[group, row], actions[group, row].flatten()])
+            for layer in nets[member]:
+                x = layer(x)
+                if isinstance(layer, nn.SiLU):
+                    # Missing units are 0, the others count double, so that the expectation stays.
+                    mask = next(mask for mask in missing if mask.shape[1] == len(x))[group]
+                    x = th.tensor([0.0 if gone else 2.0 * unit for unit, gone in zip(x.tolist(), mask.tolist(), strict=True)])
+            th.testing.assert_close(thinned[group, row], x, rtol=1e-5, atol=1e-6)
+    assert not th.allclose(thinned, concatenated(ensemble(state, actions, ensemble.members(chosen and th.tensor(chosen)))))
+
+
+def test_thinning_keeps_the_expectation():
+    # Over many draws the thinned outputs of a net with one hidden layer, in which dropout is linear, average out.
+    ensemble, generator = make_ensemble((16,), dropout=0.3), th.Generator().manual_seed(0)
+    state, actions = inputs(MEMBERS, batch=2)
+    whole = concatenated(ensemble(state, actions, ensemble.members()))
+    with th.no_grad():
+        draws = th.stack([concatenated(ensemble(state, actions, ensemble.members(None, generator))) for _ in range(3000)])
+    standard_error = draws.std(dim=0) / 3000**0.5
+    assert ((draws.mean(dim=0) - whole).abs() < 5.0 * standard_error).all()
+    assert standard_error.max() < 0.02, "the test could not tell"

@@ -1,0 +1,173 @@
+"""Returns-to-go, units and records, against plain loops and numpy on all data at once."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sb3_rgrl.targets import Scales, Standardizer, return_to_go
+
+
+def naive_return_to_go(rewards: list[float], terminated: bool, gamma: float) -> tuple[list[float], list[float]]:
+    """What comes after each step, summed anew for each of them."""
+    returns, weights = [], []
+    for k in range(len(rewards)):
+        observed, n_left = 0.0, len(rewards) - 1 - k
+        for j in range(k + 1, len(rewards)):
+            observed += gamma ** (j - k - 1) * rewards[j]
+        if terminated or gamma == 1.0:
+            returns.append(observed)
+            weights.append(1.0)
+        else:
+            share = 1.0 - gamma**n_left
+            returns.append(observed / share if n_left > 0 else 0.0)
+            weights.append(share)
+    return returns, weights
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rewards=st.lists(st.floats(-100.0, 100.0), min_size=1, max_size=30),
+    terminated=st.booleans(),
+    gamma=st.sampled_from([0.3, 0.9, 0.99, 0.9999, 1.0]),
+)
+def test_return_to_go_equals_a_double_loop(rewards, terminated, gamma):
+    returns, weights = return_to_go(np.array(rewards), terminated, gamma)
+    expected_returns, expected_weights = naive_return_to_go(rewards, terminated, gamma)
+    np.testing.assert_allclose(returns, expected_returns, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-12, atol=1e-15)
+
+
+def test_return_to_go_by_hand():
+    # 2 + 0.5 * 4 = 4 after the first reward, 4 after the second, nothing after the last.
+    returns, weights = return_to_go(np.array([1.0, 2.0, 4.0]), terminated=True, gamma=0.5)
+    np.testing.assert_array_equal(returns, [4.0, 4.0, 0.0])
+    np.testing.assert_array_equal(weights, [1.0, 1.0, 1.0])
+    # Cut off: 4 is all that was seen of the weight 1 - 0.5^2, and 4 of the weight 1 - 0.5.
+    returns, weights = return_to_go(np.array([1.0, 2.0, 4.0]), terminated=False, gamma=0.5)
+    np.testing.assert_allclose(returns, [4.0 / 0.75, 8.0, 0.0])
+    np.testing.assert_allclose(weights, [0.75, 0.5, 0.0])
+
+
+def test_constant_reward_has_the_return_of_going_on_for_ever_when_cut_off():
+    # The estimate goes on with the discounted mean of what was seen: 3 for ever is 3 / (1 - gamma), at every step.
+    returns, _ = return_to_go(np.full(20, 3.0), terminated=False, gamma=0.9)
+    np.testing.assert_allclose(returns[:-1], 30.0, rtol=1e-12)
+
+
+def random_chunks(n: int, rng: np.random.Generator) -> list[slice]:
+    cuts = [0, *sorted(rng.choice(np.arange(1, n), 12, replace=False)), n]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_standardizer_equals_numpy_on_all_data_at_once(weighted, centred, chunked):
+    rng = np.random.default_rng(7)
+    n = 500
+    rows = np.float32(rng.normal([0.0, 5.0, -300.0, 0.01], [1.0, 0.2, 50.0, 0.003], (n, 4)))
+    weights = rng.uniform(0.0, 1.0, n) if weighted else np.ones(n)
+    standardizer = Standardizer(4, centred=centred)
+    for chunk in random_chunks(n, rng) if chunked else [slice(0, n)]:
+        standardizer.update(th.as_tensor(rows[chunk]), th.as_tensor(weights[chunk]) if weighted else None)
+
+    everything = rows.astype(np.float64)
+    mean = np.average(everything, axis=0, weights=weights) if centred else np.zeros(4)
+    std = np.sqrt(np.average((everything - mean) ** 2, axis=0, weights=weights))
+    np.testing.assert_allclose(standardizer.mean.numpy(), mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(standardizer.std.numpy(), std, rtol=1e-4)
+    assert float(standardizer.count) == pytest.approx(weights.sum(), rel=1e-12)
+    np.testing.assert_allclose(standardizer(th.as_tensor(rows)).numpy(), (everything - mean) / std, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(standardizer.inverse(standardizer(th.as_tensor(rows))).numpy(), rows, rtol=1e-4, atol=1e-4)
+
+
+def test_standardizer_keeps_up_over_many_small_updates():
+    # A mean that is large beside the deviation is where running sums in single precision lose their digits.
+    rng = np.random.default_rng(0)
+    rows = np.float32(rng.normal(1000.0, 1.0, (20_000, 1)))
+    standardizer = Standardizer(1)
+    for k in range(0, len(rows), 10):
+        standardizer.update(th.as_tensor(rows[k : k + 10]))
+    everything = rows.astype(np.float64)
+    assert float(standardizer.mean) == pytest.approx(everything.mean(), abs=1e-2)
+    assert float(standardizer.std) == pytest.approx(everything.std(), rel=1e-3)
+
+
+def test_not_centred_keeps_zero_at_zero():
+    standardizer = Standardizer(1, centred=False)
+    standardizer.update(th.tensor([[3.0], [4.0], [5.0]]))
+    assert standardizer(th.zeros(1)).item() == 0.0
+    assert standardizer.std.item() == pytest.approx((50.0 / 3.0) ** 0.5)
+
+
+def test_constant_column_is_centred_but_not_blown_up():
+    standardizer = Standardizer(2)
+    for _ in range(10):
+        standardizer.update(th.tensor([[0.1, 1.0], [0.1, -1.0]]))
+    assert standardizer.std.tolist() == pytest.approx([1.0, 1.0])
+    # A hair of noise on a column that never varied stays a hair.
+    assert abs(standardizer(th.tensor([0.1 + 1e-5, 0.0]))[0].item()) < 2e-5
+
+
+def test_nothing_is_learned_from_no_weight_and_from_no_rows():
+    standardizer = Standardizer(2)
+    standardizer.update(th.ones(3, 2), th.zeros(3))
+    standardizer.update(th.ones(0, 2))
+    assert float(standardizer.count) == 0.0
+    assert standardizer.mean.tolist() == [0.0, 0.0]
+    assert standardizer.std.tolist() == [1.0, 1.0]
+
+
+def test_units_are_saved():
+    standardizer, other = Standardizer(2), Standardizer(2)
+    generator = th.Generator().manual_seed(0)
+    standardizer.update(th.randn(20, 2, generator=generator) * 3.0 + 1.0)
+    other.load_state_dict(standardizer.state_dict())
+    more = th.randn(20, 2, generator=generator)
+    standardizer.update(more)
+    other.update(more)
+    th.testing.assert_close(other.std, standardizer.std, rtol=0, atol=0)
+    th.testing.assert_close(other.mean, standardizer.mean, rtol=0, atol=0)
+
+
+def test_learn_windows_sets_units_and_the_best_reward():
+    scales = Scales(2)
+    assert not scales.is_ready
+    assert scales.best_reward.item() == -np.inf
+    states = th.tensor([[0.0, 10.0], [2.0, 14.0]])
+    changes = th.tensor([[1.0, 0.5], [-3.0, 0.5]])
+    scales.learn_windows(states, changes, th.tensor([[-5.0, -2.0, -4.0], [-1.0, -3.0, -9.0]]))
+    assert scales.is_ready
+    assert scales.state.mean.tolist() == [1.0, 12.0]
+    assert scales.state.std.tolist() == [1.0, 2.0]
+    # Changes keep their zero: root mean square, not standard deviation.
+    assert scales.state_change.mean.tolist() == [0.0, 0.0]
+    assert scales.state_change.std.tolist() == pytest.approx([5.0**0.5, 0.5])
+    assert scales.reward.mean.item() == pytest.approx(-4.0)
+    assert scales.reward.std.item() == pytest.approx(np.std([-5, -2, -4, -1, -3, -9]))
+    assert scales.best_reward.item() == -1.0
+    scales.learn_windows(states, changes, th.tensor([[-7.0, -7.0, -7.0], [-7.0, -7.0, -7.0]]))
+    assert scales.best_reward.item() == -1.0, "a worse reward replaced the record"
+    scales.learn_windows(states, changes, th.tensor([[-7.0, 0.5, -7.0], [-7.0, -7.0, -7.0]]))
+    assert scales.best_reward.item() == 0.5
+
+
+def test_learn_returns_ignores_records_of_which_little_was_observed():
+    scales = Scales(1)
+    assert not scales.knows_returns
+    scales.learn_returns(th.tensor([100.0]), th.tensor([0.0]))
+    assert not scales.knows_returns
+    # 100 was seen for a tenth only: it counts for the units by that tenth and is no record.
+    scales.learn_returns(th.tensor([100.0, 3.0, 5.0]), th.tensor([0.1, 1.0, 0.5]))
+    assert scales.best_return.item() == 5.0
+    expected_mean = np.average([100.0, 3.0, 5.0], weights=[0.1, 1.0, 0.5])
+    assert scales.return_to_go.mean.item() == pytest.approx(expected_mean, rel=1e-6)
+    scales.learn_returns(th.tensor([50.0]), th.tensor([0.49]))
+    assert scales.best_return.item() == 5.0
+    assert scales.knows_returns
+    scales.learn_returns(th.tensor([4.0, 6.0]), th.tensor([1.0, 1.0]))
+    assert scales.best_return.item() == 6.0
