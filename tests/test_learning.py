@@ -1,0 +1,100 @@
+"""
+RGRL learns, and it is planning, learning and the buffer that do it: with any of them broken the same test fails.
+"""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_rgrl import RGRL
+from sb3_rgrl.buffers import SequenceReplayBuffer
+
+
+class Steer(gym.Env):
+    """A point on a line that one pushes toward a goal. Random pushes get about -20, good ones about -2 an episode."""
+
+    observation_space = spaces.Box(-3.0, 3.0, (2,), dtype=np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+
+    def _observation(self):
+        return np.array([self.x, self.goal], dtype=np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.goal = self.np_random.uniform(-1, 1, size=2)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.x = float(np.clip(self.x + 0.5 * action[0], -2, 2))
+        return self._observation(), -abs(self.x - self.goal), False, self.steps == 20, {}
+
+
+def trained_on_steer(**changes) -> RGRL:
+    # Episodes have 20 steps, so a return over 100 steps would be mostly guessed.
+    settings = {"plan_horizon": 6, "sequence_length": 3, "learning_starts": 100, "gamma": 0.9, **changes}
+    return RGRL("MlpEnsemblePolicy", Steer(), seed=0, **settings).learn(600)
+
+
+def steer_return(model: RGRL) -> float:
+    return evaluate_policy(model, make_vec_env(Steer, n_envs=10, seed=100), n_eval_episodes=20)[0]
+
+
+def cartpole_return() -> float:
+    model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0).learn(1_000)
+    return evaluate_policy(model, make_vec_env("CartPole-v1", n_envs=10, seed=100), n_eval_episodes=10)[0]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(threads)
+
+
+# Random actions get 22 on CartPole, and about -20 on Steer.
+CARTPOLE_LEARNED, STEER_LEARNED = 120.0, -5.0
+
+
+def mix_up(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Let every window that is drawn have what belongs to another one."""
+    windows = SequenceReplayBuffer.windows
+
+    def mixed_up(self, indices, env=None):
+        sample = windows(self, indices, env)
+        return sample._replace(**{field: getattr(sample, field).roll(1, dims=1)})
+
+    monkeypatch.setattr(SequenceReplayBuffer, "windows", mixed_up)
+
+
+def test_cartpole_with_the_defaults():
+    assert cartpole_return() > CARTPOLE_LEARNED
+
+
+def test_continuous_actions():
+    assert steer_return(trained_on_steer()) > STEER_LEARNED
+
+
+@pytest.mark.parametrize(
+    "broken", [{"n_candidates": 1, "n_plan_iterations": 0}, {"learning_rate": 0.0}], ids=["planning", "learning"]
+)
+def test_without_planning_or_learning_nothing_is_learned(broken):
+    assert steer_return(trained_on_steer(**broken)) < STEER_LEARNED
+
+
+@pytest.mark.parametrize("field", ["actions", "rewards"])
+def test_with_a_broken_buffer_nothing_is_learned(field, monkeypatch):
+    mix_up(monkeypatch, field)
+    assert steer_return(trained_on_steer()) < STEER_LEARNED
+
+
+@pytest.mark.parametrize("field", ["next_observations", "returns_to_go"])
+def test_with_a_broken_buffer_cartpole_is_not_learned(field, monkeypatch):
+    mix_up(monkeypatch, field)
+    assert cartpole_return() < CARTPOLE_LEARNED
