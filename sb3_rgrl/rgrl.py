@@ -107,7 +107,7 @@ class RGRL(BaseAlgorithm):
         plan_horizon: int = 20,
         sequence_length: int = 5,
         n_plan_iterations: int = 6,
-        n_candidates: int = 20,
+        n_candidates: int = 50,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
