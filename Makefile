@@ -78,7 +78,7 @@ doc:  ## There is no documentation site yet
 .PHONY: train
 train: $(STAMP)  ## Train on CartPole-v1 (ENV_ID, SEED, LOGS), print the mean return, draw the curve, write a GIF
 	$(ACTIVATE); rl_zoo3 train --algo rgrl --env $(ENV_ID) --seed $(SEED) --progress \
-		--num-threads 1 --eval-freq 1000 --eval-episodes 5 --n-eval-envs 5 --n-eval-envs 5 -f "$(LOGS)"
+		--num-threads 1 --eval-freq 1000 --eval-episodes 5 --n-eval-envs 5 -f "$(LOGS)"
 	$(ACTIVATE); python examples/show_agent.py --env $(ENV_ID) --folder "$(LOGS)" --seed $(SEED)
 
 .PHONY: clean
