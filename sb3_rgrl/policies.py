@@ -123,7 +123,7 @@ class EnsemblePolicy(BasePolicy):
         lr_schedule: Schedule,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 5,
+        sequence_length: int = 10,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         action_learning_rate: float = 0.3,

@@ -105,7 +105,7 @@ class RGRL(BaseAlgorithm):
         gamma: float = 0.99,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 5,
+        sequence_length: int = 10,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         action_learning_rate: float = 0.3,
@@ -314,7 +314,7 @@ class RGRL(BaseAlgorithm):
             try:
                 new_obs, rewards, dones, infos = env.step(actions)
                 self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
-            except Exception:
+            except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
                 raise
             self.num_timesteps += env.num_envs
