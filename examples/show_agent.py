@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_rgrl import RGRL
 
 # Episodes that a point of the smoothed curve averages over.
-SMOOTHING = 10
+SMOOTHING = 3
 
 
 def parse_args() -> argparse.Namespace:
