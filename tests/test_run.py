@@ -1,5 +1,7 @@
 """RGRL runs on the spaces, environments and settings that it claims to."""
 
+import inspect
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -167,6 +169,14 @@ def test_actions_of_a_batch_lie_in_the_space(env):
 
 def test_policy_class_instead_of_name():
     assert isinstance(RGRL(MlpEnsemblePolicy, "CartPole-v1", **SMALL).policy, MlpEnsemblePolicy)
+
+
+def test_policy_and_algorithm_have_the_same_defaults():
+    """A policy that is made by itself plans as the one that RGRL makes."""
+    algorithm, policy = (inspect.signature(thing).parameters for thing in (RGRL, MlpEnsemblePolicy))
+    shared = (set(algorithm) & set(policy)) - {"policy_kwargs"}
+    assert {"ensemble_size", "plan_horizon", "n_candidates", "gamma", "dropout"} <= shared
+    assert {name: algorithm[name].default for name in shared} == {name: policy[name].default for name in shared}
 
 
 def test_callers_keyword_arguments_are_left_alone():
