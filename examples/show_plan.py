@@ -74,7 +74,7 @@ def draw(policy: EnsemblePolicy, observation: np.ndarray, plan: Plan, output: Pa
     """
     returns = expected_returns(policy, observation, plan).mean(axis=1)
     path = plan.descent.path()
-    chosen = int(th.linalg.vector_norm(path[-1, :, 0] - plan.preactivated[0], dim=(-2, -1)).argmin())
+    chosen = int(th.linalg.vector_norm(path[-1, :, 0] - th.as_tensor(plan.preactivated[0]), dim=(-2, -1)).argmin())
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.4), constrained_layout=True)
     left.plot(returns, color="#9aa5b1", linewidth=0.7)
     left.plot(returns[:, chosen], color="#0072b2", linewidth=2.5, label="the plan that is executed")

@@ -1,8 +1,24 @@
 """Reversal Generative Reinforcement Learning (RGRL) for Stable-Baselines3."""
 
-from sb3_rgrl.policies import CnnEnsemblePolicy, MlpEnsemblePolicy
+from sb3_rgrl.policies import (
+    AttentionEnsemblePolicy,
+    CnnEnsemblePolicy,
+    GruEnsemblePolicy,
+    LstmEnsemblePolicy,
+    MlpEnsemblePolicy,
+    RnnEnsemblePolicy,
+)
 from sb3_rgrl.rgrl import RGRL
 
 __version__ = "0.1.0"
 
-__all__ = ["RGRL", "CnnEnsemblePolicy", "MlpEnsemblePolicy", "__version__"]
+__all__ = [
+    "RGRL",
+    "AttentionEnsemblePolicy",
+    "CnnEnsemblePolicy",
+    "GruEnsemblePolicy",
+    "LstmEnsemblePolicy",
+    "MlpEnsemblePolicy",
+    "RnnEnsemblePolicy",
+    "__version__",
+]

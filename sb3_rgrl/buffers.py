@@ -34,7 +34,9 @@ class SequenceReplayBuffer(BaseBuffer):
     :param device: Device of the samples.
     :param n_envs: Number of environments that :meth:`add` gets steps from.
     :param action_dim: Length of an encoded action.
-    :param sequence_length: Length t of a window.
+    :param sequence_length: Length of the windows that are handed out.
+    :param milestone_every: After how many steps of a window state, end and return are told; divides its length. None:
+        at its end only.
     :param n_members: Size m of the ensemble; every member has its own priorities.
     :param gamma: Discount factor of the returns-to-go.
     :param per_exponent: The gamma of Eq. (4).
@@ -44,7 +46,8 @@ class SequenceReplayBuffer(BaseBuffer):
     :param priority_refresh: When the agent renews priorities: ``"drawn"``, those of the windows that were drawn;
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
-    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size / n_envs, or ``priority_refresh`` is unknown.
+    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size / n_envs, ``milestone_every`` does not divide
+        it, or ``priority_refresh`` is unknown.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SequenceReplayBuffer(BaseBuffer):
         *,
         action_dim: int,
         sequence_length: int,
+        milestone_every: int | None = None,
         n_members: int = 1,
         gamma: float = 0.99,
         per_exponent: float = 1.0,
@@ -71,6 +75,9 @@ class SequenceReplayBuffer(BaseBuffer):
                 f"sequence_length must be within 1 .. buffer_size / n_envs: a buffer of {buffer_size} steps never holds "
                 f"a window of {sequence_length} of each of {n_envs} environment(s)"
             )
+        self.milestone_every = sequence_length if milestone_every is None else milestone_every
+        if self.milestone_every < 1 or sequence_length % self.milestone_every != 0:
+            raise ValueError(f"milestone_every must divide sequence_length {sequence_length}, got {milestone_every}")
         if priority_refresh not in PRIORITY_REFRESHES:
             raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
         self.sequence_length, self.gamma = sequence_length, gamma
@@ -244,7 +251,7 @@ class SequenceReplayBuffer(BaseBuffer):
         """
         :param indices: Windows, shape (m, b).
         :param reward_errors: Summed absolute error of the rewards of a window, the paper's delta_ik, shape (m, b).
-        :param return_errors: Absolute error of its return-to-go, shape (m, b).
+        :param return_errors: Absolute error of its returns-to-go, shape (m, b).
         """
         errors = reward_errors + return_errors if self.return_in_priority else reward_errors
         as_numpy = errors.detach().cpu().numpy().astype(np.float64)
@@ -271,16 +278,16 @@ class SequenceReplayBuffer(BaseBuffer):
         actions = self.actions[steps]
         # Actions after the end change nothing; random ones keep the members from making anything of them.
         actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
-        last = steps[..., -1]
+        milestones = steps[..., self.milestone_every - 1 :: self.milestone_every]
         return WindowSamples(
             indices=indices,
             observations=self._observations_to_torch(self.observations[indices], env),
             actions=self.to_torch(actions),
             rewards=self.to_torch(np.where(past_end, np.float32(0.0), self.rewards[steps])),
-            next_observations=self._observations_to_torch(self.next_observations[last], env),
-            terminated=self.to_torch(self.terminated[last].astype(np.float32)),
-            returns_to_go=self.to_torch(self.returns_to_go[last]),
-            return_weights=self.to_torch(self.return_weights[last]),
+            next_observations=self._observations_to_torch(self.next_observations[milestones], env),
+            terminated=self.to_torch(self.terminated[milestones].astype(np.float32)),
+            returns_to_go=self.to_torch(self.returns_to_go[milestones]),
+            return_weights=self.to_torch(self.return_weights[milestones]),
         )
 
     def _follow(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,26 @@
 """Gradient descent on actions over an ensemble (MWM-SGD): Eq. (1) of the paper.
 
-The planner knows neither environment nor buffer nor nets: it is handed callables that tell how wrong actions are.
+The planner knows neither environment nor buffer nor nets: it is handed a callable that tells how wrong actions are, and
+which way they get worse. Plans are torch tensors or NumPy arrays; the arithmetic is the same.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import torch as th
 
 ACTION_OPTIMIZERS = ("adam", "sgd")
+MEMBER_CHOICES = ("random", "cyclic", "mean")
+ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
+
+Array = TypeVar("Array", th.Tensor, np.ndarray)
 
 
 class PlanError(Protocol):
-    """Error of plans, as members see it, that the planner descends."""
+    """Error of plans, as members see it, through which autograd can go."""
 
     def __call__(self, preactivated: th.Tensor, chosen: th.Tensor | None) -> th.Tensor:
         """
@@ -24,138 +30,323 @@ class PlanError(Protocol):
         """
 
 
-@dataclass
-class Descent:
+class GradientFn(Protocol[Array]):
+    """Error of plans, as members see it, and its gradient, which the planner descends."""
+
+    def __call__(self, preactivated: Array, chosen: np.ndarray | None) -> tuple[Array, Array]:
+        """
+        :param preactivated: Pre-activated actions, shape (g, b, T, action_dim), to be left as they are. They may be a
+            view that is not contiguous, or that cannot be written.
+        :param chosen: Which member judges each of the g groups, int64, shape (g,); None: all m members in order.
+        :return: Error E(r*, f(W_i, (s, a))) of each plan, shape (g, b), and dE / da, shape (g, b, T, action_dim). Both
+            are used up before the next call, which may overwrite them.
+        """
+
+
+def by_autograd(error_fn: PlanError) -> GradientFn[th.Tensor]:
     """
-    What came of a descent. The population is P plans for each of n states.
+    :param error_fn: Error of plans. It is summed over plans and states, so the gradient of one plan does not depend on
+        how many others there are.
+    :return: That error with its gradient by autograd. No gradient reaches the weights, and none is left in any ``.grad``.
+    """
+
+    def gradient_fn(preactivated: th.Tensor, chosen: np.ndarray | None) -> tuple[th.Tensor, th.Tensor]:
+        judges = None if chosen is None else th.from_numpy(chosen).to(preactivated.device)
+        with th.enable_grad():
+            leaf = preactivated.detach().requires_grad_()
+            error = error_fn(leaf, judges)
+            (gradient,) = th.autograd.grad(error.sum(), leaf)
+        return error.detach(), gradient
+
+    return gradient_fn
+
+
+@dataclass
+class Descent(Generic[Array]):
+    """
+    What came of a descent. The population is P plans for each of n states; plans keep their place in it.
 
     :param preactivated: The pre-activated actions at its end, shape (P, n, T, action_dim).
-    :param steps: For each iteration the order of the plans then, shape (P,), the plans before it, shape
-        (P, n, T, action_dim), and their errors as the members drawn then saw them, shape (P, n).
+    :param steps: For each iteration the plans before it, shape (P, n, T, action_dim), and their errors as the members
+        that judged them saw them, shape (P, n).
     """
 
-    preactivated: th.Tensor
-    steps: list[tuple[th.Tensor, th.Tensor, th.Tensor]]
+    preactivated: Array
+    steps: list[tuple[Array, Array]]
 
     def errors(self) -> th.Tensor:
         """
         :return: Error of each plan before each iteration, shape (n_iterations, P, n).
         """
         if not self.steps:
-            return self.preactivated.new_zeros(0, *self.preactivated.shape[:2])
-        return th.stack([error[th.argsort(order)] for order, _, error in self.steps])
+            return th.as_tensor(self.preactivated).new_zeros(0, *self.preactivated.shape[:2])
+        return th.stack([th.as_tensor(error) for _, error in self.steps])
 
     def path(self) -> th.Tensor:
         """
         :return: The plans as they formed, the last ones included, shape (n_iterations + 1, P, n, T, action_dim).
         """
-        return th.stack([*(plans[th.argsort(order)] for order, plans, _ in self.steps), self.preactivated])
+        return th.stack([th.as_tensor(plans) for plans in (*(plans for plans, _ in self.steps), self.preactivated)])
 
 
 class MwmSgdPlanner:
     """
-    Moves a population of P plans for each of n states by gradient descent, a random member for each plan at each
-    iteration ("multi-weight-matrices SGD").
+    Moves a population of P plans for each of n states by gradient descent, each plan judged by one member at each
+    iteration ("multi-weight-matrices SGD"). Who judges plan p at iteration k, both counted from 0:
 
-    When P is a multiple of m the members are dealt out: a random P / m of the plans go to each, so one batched product
-    serves all members. Otherwise each plan draws its member by itself; P = 1 is the paper's algorithm.
+    - ``"random"``, the paper: a member drawn at random. When P is a multiple of m the members are dealt out: a random
+      P / m of the plans go to each, so one batched product serves all members. Otherwise each plan draws its member by
+      itself; P = 1 is the paper's algorithm.
+    - ``"cyclic"``: member (p + k) mod m. After m iterations each plan has met each member once; nothing is drawn.
+    - ``"mean"``: all members, so that plans descend the mean of their errors, at m times the work; nothing is drawn.
 
     :param n_members: Size m of the ensemble.
     :param n_iterations: Number of iterations.
     :param learning_rate: Step size beta on the pre-activated actions.
     :param optimizer: ``"sgd"``, Eq. (1) to the letter, or ``"adam"``.
+    :param member_choice: Who judges a plan, one of ``MEMBER_CHOICES``.
     :raises ValueError: If a parameter is out of its range.
     """
 
-    def __init__(self, n_members: int, n_iterations: int, learning_rate: float, optimizer: str = "adam") -> None:
+    def __init__(
+        self,
+        n_members: int,
+        n_iterations: int,
+        learning_rate: float,
+        optimizer: str = "adam",
+        member_choice: str = "random",
+    ) -> None:
         if optimizer not in ACTION_OPTIMIZERS:
             raise ValueError(f"The optimizer of the actions must be one of {ACTION_OPTIMIZERS}, got {optimizer!r}")
+        if member_choice not in MEMBER_CHOICES:
+            raise ValueError(f"member_choice must be one of {MEMBER_CHOICES}, got {member_choice!r}")
         if n_members < 1 or n_iterations < 0:
             raise ValueError(f"n_members must be at least 1 and n_iterations at least 0, got {n_members}, {n_iterations}")
         if not (learning_rate >= 0 and math.isfinite(learning_rate)):
             raise ValueError(f"learning_rate must be a finite number that is not negative, got {learning_rate}")
         self.n_members, self.n_iterations = n_members, n_iterations
-        self.learning_rate, self.optimizer = learning_rate, optimizer
+        self.learning_rate, self.optimizer, self.member_choice = learning_rate, optimizer, member_choice
 
-    def descend(self, preactivated: th.Tensor, error_fn: PlanError, generator: th.Generator) -> Descent:
+    def descend(self, preactivated: Array, gradient_fn: GradientFn[Array], generator: th.Generator) -> Descent[Array]:
         """
-        :param preactivated: Initial pre-activated actions, shape (P, n, T, action_dim); left as it is.
-        :param error_fn: The error to descend. It is summed over plans and states, so the step of one plan does
-            not depend on how many others there are.
-        :param generator: Source of the draws of members.
+        :param preactivated: Initial pre-activated actions, floating point, shape (P, n, T, action_dim); left as they are.
+        :param gradient_fn: The error to descend. It gets the P x n plans plan by plan, the n states of a plan side by
+            side, cut into g groups: either m equal ones, one for each member in order, or the P plans.
+        :param generator: Source of the draws of members, on the CPU. Both kinds of arrays get the same draws.
         :return: The plans at the end, in the order of the initial ones, and how they got there.
+        :raises ValueError: If the plans, or what ``gradient_fn`` makes of them, have the wrong shape or type.
         """
-        population, n_states, *plan_shape = preactivated.shape
-        step = _AdamStep(preactivated) if self.optimizer == "adam" else _SgdStep()
-        plans, order, steps = preactivated.detach(), th.arange(population), []
-        for _ in range(self.n_iterations):
-            shuffle, chosen = self._draw_members(population, generator)
-            if shuffle is not None:
-                plans, order = plans[shuffle], order[shuffle]
-                step.reorder(shuffle)
-            n_groups = self.n_members if chosen is None else population
-            plans = plans.detach().requires_grad_()
-            error = error_fn(plans.reshape(n_groups, -1, *plan_shape), chosen)
-            (gradient,) = th.autograd.grad(error.sum(), plans)
-            steps.append((order, plans.detach(), error.detach().reshape(population, n_states)))
-            plans = plans.detach() - self.learning_rate * step(gradient)
-        return Descent(plans[th.argsort(order)], steps)
+        _check_plans(preactivated)
+        step = _AdamStep(preactivated, self.learning_rate) if self.optimizer == "adam" else _SgdStep(self.learning_rate)
+        plans, steps = _copy(preactivated), []
+        # A plan that runs away ends as NaN in silence, in NumPy as in torch: `pick_best` leaves it out.
+        with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+            for iteration in range(self.n_iterations):
+                error, gradient = self._judge(plans, iteration, gradient_fn, generator)
+                steps.append((plans, error))
+                plans = step(plans, gradient)
+        return Descent(plans, steps)
 
-    def _draw_members(self, population: int, generator: th.Generator) -> tuple[th.Tensor | None, th.Tensor | None]:
+    def _judge(
+        self, plans: Array, iteration: int, gradient_fn: GradientFn[Array], generator: th.Generator
+    ) -> tuple[Array, Array]:
         """
-        :return: Either a shuffle of the plans, whose m equal parts go to the members in turn, or one member per plan.
+        :return: Error and gradient of each plan at one iteration, shapes (P, n) and (P, n, T, action_dim). The error is
+            an array of its own.
         """
-        if population % self.n_members == 0:
-            return th.randperm(population, generator=generator), None
-        return None, th.randint(self.n_members, (population,), generator=generator)
+        population, n_states, *plan_shape = plans.shape
+        if self.member_choice == "mean":
+            everyone = _repeat(plans.reshape(1, -1, *plan_shape), self.n_members)
+            error, gradient = _ask(gradient_fn, everyone, None)
+            mean_error, mean_gradient = error.sum(0) / self.n_members, gradient.sum(0) / self.n_members
+            return mean_error.reshape(population, n_states), mean_gradient.reshape(plans.shape)
+        order, chosen = self._deal(population, iteration, generator)
+        if order is None:
+            error, gradient = _ask(gradient_fn, plans, chosen)
+            return _copy(error), gradient
+        error, gradient = _ask(gradient_fn, _take(plans, order).reshape(self.n_members, -1, *plan_shape), None)
+        back = order.argsort()
+        return _take(error.reshape(population, n_states), back), _take(gradient.reshape(plans.shape), back)
+
+    def _deal(self, population: int, iteration: int, generator: th.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """
+        :return: Either an order of the plans, whose m equal parts go to the members in turn, or one member per plan.
+        """
+        equal_parts = population % self.n_members == 0
+        if self.member_choice == "cyclic":
+            judges = (np.arange(population) + iteration) % self.n_members
+            return (judges.argsort(kind="stable"), None) if equal_parts else (None, judges)
+        if equal_parts:
+            return th.randperm(population, generator=generator).numpy(), None
+        return None, th.randint(self.n_members, (population,), generator=generator).numpy()
 
 
 class _SgdStep:
-    def __call__(self, gradient: th.Tensor) -> th.Tensor:
-        return gradient
-
-    def reorder(self, order: th.Tensor) -> None:
-        """SGD remembers nothing."""
-
-
-class _AdamStep:
     """
-    Adam's direction for each element of the plans (Kingma and Ba 2015, with their betas).
+    Eq. (1) to the letter.
 
-    :param like: The plans, shape (P, ...).
+    :param learning_rate: Step size beta.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+
+    def __call__(self, plans: Array, gradient: Array) -> Array:
+        return plans - self.learning_rate * gradient
+
+
+class _AdamStep(Generic[Array]):
+    """
+    Adam for each element of the plans (Kingma and Ba 2015, with their betas and epsilon).
+
+    Both moments are kept as sums, without the factors 1 - beta, which go into two numbers per step instead of a pass
+    over all plans each.
+
+    :param like: The plans, of any values.
+    :param learning_rate: Step size.
     """
 
     BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
-    def __init__(self, like: th.Tensor) -> None:
-        self.mean, self.square = th.zeros_like(like), th.zeros_like(like)
-        self.n_steps = 0
+    def __init__(self, like: Array, learning_rate: float) -> None:
+        self.first: Array = _zeros_like(like)
+        self.second: Array = _zeros_like(like)
+        self.learning_rate, self.n_steps = learning_rate, 0
 
-    def __call__(self, gradient: th.Tensor) -> th.Tensor:
+    def __call__(self, plans: Array, gradient: Array) -> Array:
         self.n_steps += 1
-        self.mean = th.lerp(gradient, self.mean, self.BETA_1)
-        self.square = th.lerp(gradient**2, self.square, self.BETA_2)
-        mean = self.mean / (1.0 - self.BETA_1**self.n_steps)
-        square = self.square / (1.0 - self.BETA_2**self.n_steps)
-        return mean / (square.sqrt() + self.EPSILON)
+        self.first *= self.BETA_1
+        self.first += gradient
+        self.second *= self.BETA_2
+        self.second += gradient * gradient
+        to_mean = (1.0 - self.BETA_1) / (1.0 - self.BETA_1**self.n_steps)
+        to_root = math.sqrt((1.0 - self.BETA_2) / (1.0 - self.BETA_2**self.n_steps))
+        divisor = self.second**0.5
+        divisor += self.EPSILON / to_root
+        change: Array = self.first / divisor
+        change *= self.learning_rate * to_mean / to_root
+        moved: Array = plans - change
+        return moved
 
-    def reorder(self, order: th.Tensor) -> None:
-        self.mean, self.square = self.mean[order], self.square[order]
+
+def _check_plans(plans: Array) -> None:
+    kind = plans.dtype.is_floating_point if isinstance(plans, th.Tensor) else np.issubdtype(plans.dtype, np.floating)
+    if plans.ndim != 4 or len(plans) < 1 or not kind:
+        raise ValueError(
+            f"Initial plans must be floating point numbers of shape (P, n, T, action_dim) with P at least 1, "
+            f"got {plans.dtype} of shape {tuple(plans.shape)}"
+        )
 
 
-def pick_best(preactivated: th.Tensor, score_fn: Callable[[th.Tensor], th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+def _ask(gradient_fn: GradientFn[Array], plans: Array, chosen: np.ndarray | None) -> tuple[Array, Array]:
+    error, gradient = gradient_fn(plans, chosen)
+    # A shape that broadcasts would go on as a wrong number, and a wider type would slow down every later iteration.
+    if gradient.shape != plans.shape or error.shape != plans.shape[:2] or gradient.dtype != plans.dtype:
+        raise ValueError(
+            f"gradient_fn must return errors of shape {tuple(plans.shape[:2])} and gradients of shape "
+            f"{tuple(plans.shape)} and type {plans.dtype}, got errors of shape {tuple(error.shape)} and gradients of shape "
+            f"{tuple(gradient.shape)} and type {gradient.dtype}"
+        )
+    return error, gradient
+
+
+def _copy(array: Array) -> Array:
+    copied: Array = array.detach().clone() if isinstance(array, th.Tensor) else array.copy()
+    return copied
+
+
+def _zeros_like(array: Array) -> Array:
+    return th.zeros_like(array) if isinstance(array, th.Tensor) else np.zeros_like(array)
+
+
+def _take(array: Array, rows: np.ndarray) -> Array:
+    """
+    :return: The same as ``array[rows]``, several times faster.
+    """
+    if isinstance(array, th.Tensor):
+        return array.index_select(0, th.from_numpy(rows).to(array.device))
+    return array.take(rows, axis=0)
+
+
+def _repeat(array: Array, times: int) -> Array:
+    """
+    :return: An array with one group as that group several times, without copying it.
+    """
+    shape = (times, *array.shape[1:])
+    return array.expand(shape) if isinstance(array, th.Tensor) else np.broadcast_to(array, shape)
+
+
+def initial_actions(kind: str, shape: Sequence[int], std: float, correlation: float, generator: th.Generator) -> th.Tensor:
+    """
+    Noise to begin plans with; its sigma^2 plays the part of epsilon in epsilon-greedy exploration.
+
+    - ``"normal"``: normal with standard deviation ``std``.
+    - ``"uniform"``, the paper: uniform on [-sqrt(3) std, sqrt(3) std], whose standard deviation is ``std``. With
+      ``correlation`` c > 0 that holds for the first action alone. Later ones are weighted sums of uniform numbers: of
+      the same variance, but closer to normal the larger c, and within
+      sqrt(3) std sqrt((1 + c) / (1 - c)) instead.
+    - ``"xavier"``: normal with the standard deviation std sqrt(2 / (T + action_dim)), the initialisation of Glorot and
+      Bengio (2010) for a plan seen as a T x action_dim matrix.
+    - ``"zero"``: no noise; all plans of a state are the same.
+
+    :param kind: One of ``ACTION_INITIALIZERS``.
+    :param shape: P plans for each of n states, (P, n, T, action_dim).
+    :param std: Standard deviation sigma, of ``"xavier"`` a factor on its own one.
+    :param correlation: Correlation c of neighbouring actions of one plan, in [0, 1): a_k = c a_(k-1) + sqrt(1 - c^2) e_k,
+        AR(1) noise, which leaves the variance as it is.
+    :param generator: Source of the draws, on the CPU.
+    :return: Pre-activated actions, float32, on the CPU.
+    :raises ValueError: If a parameter is out of its range.
+    """
+    if kind not in ACTION_INITIALIZERS:
+        raise ValueError(f"The initial actions must be one of {ACTION_INITIALIZERS}, got {kind!r}")
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(
+            f"The shape of the initial actions must be (P, n, T, action_dim), each at least 1, got {tuple(shape)}"
+        )
+    if not (std >= 0 and math.isfinite(std)):
+        raise ValueError(f"The standard deviation of the initial actions must be finite and not negative, got {std}")
+    if not 0 <= correlation < 1:
+        raise ValueError(f"The correlation of the initial actions must be at least 0 and less than 1, got {correlation}")
+    noise = _white_noise(kind, shape, std, generator)
+    if correlation > 0.0:
+        noise[:, :, 1:] *= math.sqrt(1.0 - correlation**2)
+        for k in range(1, shape[2]):
+            noise[:, :, k] += correlation * noise[:, :, k - 1]
+    return noise
+
+
+def _white_noise(kind: str, shape: Sequence[int], std: float, generator: th.Generator) -> th.Tensor:
+    """
+    :return: Initial actions that do not depend on each other, see :func:`initial_actions`.
+    """
+    horizon, action_dim = shape[2:]
+    if kind == "zero":
+        return th.zeros(*shape, dtype=th.float32)
+    if kind == "uniform":
+        return (th.rand(*shape, generator=generator, dtype=th.float32) * 2.0 - 1.0) * (math.sqrt(3.0) * std)
+    scale = std * math.sqrt(2.0 / (horizon + action_dim)) if kind == "xavier" else std
+    return th.randn(*shape, generator=generator, dtype=th.float32) * scale
+
+
+def pick_best(errors: Array) -> tuple[Array, Array, Array]:
     """
     Choose for each state the plan with the smallest error, averaged over the whole ensemble.
 
-    :param preactivated: Plans, shape (P, n, T, action_dim).
-    :param score_fn: Error of executable plans for every member, shape (m, P, n).
-    :return: The best plans, shape (n, T, action_dim), their mean errors and the members' disagreement
-        (standard deviation of their errors), both of shape (n,).
+    :param errors: Error of executable plans for every member, shape (m, P, n).
+    :return: The index p of the best plan, its mean error, infinite where no plan has one, and the members' disagreement
+        (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
     """
-    errors = score_fn(preactivated)
-    mean = errors.mean(dim=0)
-    # A plan whose error is not a number is no plan, and must not hide the others.
-    best = mean.nan_to_num(nan=th.inf).argmin(dim=0)
-    states = th.arange(preactivated.shape[1])
-    disagreement = errors.std(dim=0, correction=0)[best, states]
-    return preactivated[best, states], mean[best, states], disagreement
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = errors.sum(0) / len(errors)
+        # A plan whose error is not a number is no plan, and must not hide the others.
+        mean[mean != mean] = math.inf
+        best = mean.argmin(0)
+        states = _count_like(best)
+        of_best, error = errors[:, best, states], mean[best, states]
+        disagreement = (((of_best - error) ** 2).sum(0) / len(errors)) ** 0.5
+    return best, error, disagreement
+
+
+def _count_like(array: Array) -> Array:
+    return th.arange(len(array), device=array.device) if isinstance(array, th.Tensor) else np.arange(len(array))

@@ -1,56 +1,28 @@
 """Policies of RGRL. They hold the ensemble and its units; to predict an action is to plan."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.ensemble import Layer, MlpEnsemble
-from sb3_rgrl.imagination import Outcome, Units, has_closed_form, imagine, imagine_fast
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
+from sb3_rgrl.closed_form import PlanErrors
+from sb3_rgrl.ensemble import make_ensemble
+from sb3_rgrl.goals import AIMS, Goal, check_desired_reward, make_goal
+from sb3_rgrl.imagination import Outcome, Units, imagine
+from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, Judges, closed_form_of
+from sb3_rgrl.losses import WindowErrors, window_errors
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, initial_actions, pick_best
 from sb3_rgrl.targets import Scales, WindowSamples
-
-AIMS = ("return", "step")
-
-
-class WindowErrors(NamedTuple):
-    """How wrong members are about windows, in standardised units."""
-
-    loss: th.Tensor
-    """Loss of each member, mean over its windows, shape (m,)."""
-    rewards: th.Tensor
-    """Absolute error of the rewards, summed over the window: the paper's delta_ik, shape (m, b)."""
-    returns: th.Tensor
-    """Absolute error of the return-to-go, times the share of it that was observed, shape (m, b)."""
-    state_loss: th.Tensor
-    """Squared error of the change of state, mean over everything, a scalar."""
-
-
-class Goal(NamedTuple):
-    """What members aim at, in raw units."""
-
-    reward: th.Tensor
-    """Desired reward r* of a step, shape (g,)."""
-    total: th.Tensor
-    """Desired discounted return, of the plan and what follows, or of the plan alone, shape (g,)."""
-    with_return: bool
-    """Whether what follows the plan counts."""
-
-    def of(self, chosen: th.Tensor | None) -> "Goal":
-        """
-        :param chosen: Some members, shape (g,); None: all of them in order.
-        :return: What they aim at.
-        """
-        return self if chosen is None else Goal(self.reward[chosen], self.total[chosen], self.with_return)
 
 
 @dataclass
@@ -67,11 +39,11 @@ class Plan:
     """
 
     actions: np.ndarray
-    preactivated: th.Tensor
+    preactivated: np.ndarray
     error_before: np.ndarray
     error: np.ndarray
     disagreement: np.ndarray
-    descent: Descent
+    descent: Descent[Any]
 
 
 class EnsemblePolicy(BasePolicy):
@@ -91,16 +63,27 @@ class EnsemblePolicy(BasePolicy):
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
     :param desired_reward: The reward r* that plans aim at, one number or one for each member; None: a little more
         than the best that was seen so far.
+    :param reward_range: The least and the largest that the reward of a step can be, where that is known: a desired
+        reward outside of it is refused.
     :param gamma: Discount factor.
     :param dropout: Share of hidden units that a thinned member misses.
     :param aim: ``"return"``: one error, of the discounted sum of the plan's rewards and its return-to-go;
         ``"step"``: an error for each reward, as in the paper, and one for the return-to-go.
     :param return_weight: Weight of the return-to-go in learning and planning; 0 leaves the paper's rewards alone.
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
+    :param action_initializer: How plans begin, one of ``ACTION_INITIALIZERS``.
+    :param member_choice: Which members judge a plan at an iteration, one of ``MEMBER_CHOICES``; ``"random"`` is the paper.
+    :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
+    :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
+        states that they expect, as they do in plans.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
-    :param net_arch: Widths of the members' hidden layers.
-    :param activation_fn: Activation function of the members.
+    :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
+    :param activation_fn: Activation function of the members; None: the default of their kind.
+    :param weight_initializer: How their weights begin, one of ``WEIGHT_INITIALIZERS``.
+    :param member_kwargs: Further arguments of their class, such as ``n_heads`` of
+        :class:`~sb3_rgrl.ensemble.AttentionEnsemble`.
+    :param member_groups: Groups of members that differ, see :func:`~sb3_rgrl.ensemble.make_ensemble`; None: all alike.
     :param features_extractor_class: Features extractor that makes a state out of an observation.
     :param features_extractor_kwargs: Its keyword arguments.
     :param normalize_images: Whether to divide images by 255.
@@ -113,6 +96,10 @@ class EnsemblePolicy(BasePolicy):
     WARM_LIMIT = 3.0
     # Share of the initial noise that is added to warm plans, so that they differ.
     WARM_NOISE = 0.5
+
+    member_kind: ClassVar[str] = "mlp"
+    default_net_arch: ClassVar[tuple[int, ...]] = (64, 64)
+    default_activation_fn: ClassVar[type[nn.Module]] = nn.SiLU
 
     discounts: th.Tensor
 
@@ -130,14 +117,22 @@ class EnsemblePolicy(BasePolicy):
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
         desired_reward: float | Sequence[float] | None = None,
+        reward_range: Sequence[float] | None = None,
         gamma: float = 0.99,
         dropout: float = 1e-3,
         aim: str = "return",
         return_weight: float = 1.0,
         action_optimizer: str = "adam",
+        action_initializer: str = "normal",
+        member_choice: str = "random",
+        warm_start: bool = True,
+        windows_per_sample: int = 1,
         fast_gradients: bool = True,
-        net_arch: Sequence[int] = (64, 64),
-        activation_fn: type[nn.Module] = nn.SiLU,
+        net_arch: Sequence[int] | None = None,
+        activation_fn: type[nn.Module] | None = None,
+        weight_initializer: str = "torch",
+        member_kwargs: Mapping[str, Any] | None = None,
+        member_groups: Sequence[Mapping[str, Any]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -160,38 +155,44 @@ class EnsemblePolicy(BasePolicy):
             )
         if aim not in AIMS:
             raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
+        if windows_per_sample < 1:
+            raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
         self.n_candidates, self.gamma, self.dropout = n_candidates, gamma, dropout
         self.action_init_std, self.action_noise_correlation = action_init_std, action_noise_correlation
-        self.desired_reward = _one_per_member(desired_reward, ensemble_size)
+        self.reward_range = reward_range
+        self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.fast_gradients = aim, return_weight, fast_gradients
-        self.net_arch, self.activation_fn = list(net_arch), activation_fn
+        self.action_initializer, self.warm_start = action_initializer, warm_start
+        self.windows_per_sample = windows_per_sample
+        self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
+        self.activation_fn = activation_fn or self.default_activation_fn
+        self.weight_initializer = weight_initializer
+        self.member_kwargs, self.member_groups = member_kwargs, member_groups
         self.codec = make_codec(action_space)
         self.features_extractor = self.make_features_extractor()
         self.scales = Scales(self.features_extractor.features_dim)
-        self.ensemble = self.make_ensemble(self.features_extractor.features_dim)
-        self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer)
+        self.ensemble = make_ensemble(
+            self.member_kind,
+            ensemble_size,
+            member_groups,
+            state_dim=self.features_extractor.features_dim,
+            action_dim=self.codec.dim,
+            sequence_length=sequence_length,
+            net_arch=self.net_arch,
+            activation_fn=self.activation_fn,
+            dropout=dropout,
+            weight_initializer=weight_initializer,
+            **(member_kwargs or {}),
+        )
+        self._closed_form: PlanErrors | None = None
+        self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)
         self.generator = th.Generator().manual_seed(int(th.randint(2**62, ())))
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
-        )
-
-    def make_ensemble(self, state_dim: int) -> MlpEnsemble:
-        """
-        :param state_dim: Length d of a state.
-        :return: The members.
-        """
-        return MlpEnsemble(
-            state_dim,
-            self.codec.dim,
-            self.sequence_length,
-            self.ensemble_size,
-            self.net_arch,
-            self.activation_fn,
-            self.dropout,
         )
 
     # Learning
@@ -204,39 +205,38 @@ class EnsemblePolicy(BasePolicy):
         flat = observations.reshape(-1, *observations.shape[2:])
         return self.extract_features(flat, self.features_extractor).reshape(*observations.shape[:2], -1)
 
+    def next_states_of(self, windows: WindowSamples) -> th.Tensor:
+        """
+        :param windows: Windows with N milestones.
+        :return: States at them in raw units, without a graph: a features extractor that learns must not move the target
+            to where it is easy to hit. Shape (g, b, N, d).
+        """
+        with th.no_grad():
+            n_groups, batch, n_milestones = windows.terminated.shape
+            flat = windows.next_observations.flatten(start_dim=1, end_dim=2)
+            return self.states_of(flat).reshape(n_groups, batch, n_milestones, -1)
+
     def window_errors(self, windows: WindowSamples, thin: bool = True) -> WindowErrors:
         """
         :param windows: Windows of all m members.
         :param thin: Whether members are thinned by dropout.
         :return: The members' errors on them, Eq. (3).
         """
-        scales = self.scales
-        state = self.states_of(windows.observations)
-        with th.no_grad():
-            # A features extractor that learns must not move the target to where it is easy to hit.
-            next_state = self.states_of(windows.next_observations)
         members = self.ensemble.members(thinning=self.generator if thin else None)
-        expected = self.ensemble(scales.state(state), windows.actions, members)
-        reward_error = expected.rewards - scales.reward(windows.rewards)
-        change_error = expected.state_change - scales.state_change(next_state - state.detach())
-        return_error = expected.return_to_go - scales.return_to_go(windows.returns_to_go)
-        return_weight = self.return_weight * windows.return_weights
-        loss = (
-            (reward_error**2).mean(dim=-1)
-            + (change_error**2).mean(dim=-1)
-            + (expected.ended - windows.terminated) ** 2
-            + return_weight * return_error**2
-        )
-        return WindowErrors(
-            loss=loss.mean(dim=-1),
-            rewards=reward_error.detach().abs().sum(dim=-1),
-            returns=return_weight * return_error.detach().abs(),
-            state_loss=(change_error.detach() ** 2).mean(),
-        )
+        states, next_states = self.states_of(windows.observations), self.next_states_of(windows)
+        return window_errors(self.ensemble, members, self.scales, windows, states, next_states, self.return_weight)
 
     # Expecting
 
-    def imagine(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> Outcome:
+    def units(self) -> Units:
+        """
+        :return: How outputs of the members are meant now.
+        """
+        scales = self.scales
+        reward, return_to_go = scales.reward, scales.return_to_go
+        return Units(scales.relative_change, reward.mean, reward.std, return_to_go.mean, return_to_go.std)
+
+    def imagine(self, state: th.Tensor, actions: th.Tensor, members: Any) -> Outcome:
         """
         Unroll members along plans, window after window.
 
@@ -245,16 +245,7 @@ class EnsemblePolicy(BasePolicy):
         :param members: The g members that are asked.
         :return: What they expect.
         """
-        scales = self.scales
-        units = Units(
-            scales.state_change.std / scales.state.std,
-            scales.reward.mean,
-            scales.reward.std,
-            scales.return_to_go.mean,
-            scales.return_to_go.std,
-        )
-        compute = imagine_fast if self.fast_gradients and has_closed_form(self.ensemble) else imagine
-        return compute(self.ensemble, state, actions, members, units)
+        return imagine(self.ensemble, state, actions, members, self.units())
 
     def predict_reward(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> th.Tensor:
         """
@@ -286,43 +277,27 @@ class EnsemblePolicy(BasePolicy):
 
     # Desiring
 
+    def set_desired_reward(self, desired_reward: float | Sequence[float] | None) -> None:
+        """
+        :param desired_reward: The reward r* that plans aim at from now on, one number or one for each member; None: a
+            little more than the best that was seen so far.
+        :raises ValueError: If it is not that, or out of ``reward_range``.
+        """
+        self.desired_reward = check_desired_reward(desired_reward, self.ensemble_size, self.reward_range)
+
     def goal(self) -> Goal:
         """
         :return: What the members' plans aim at now.
         """
-        scales, shape = self.scales, (self.ensemble_size,)
-        # Before the first episode has ended there is no return to expect, only rewards.
-        with_return = self.return_weight > 0 and scales.knows_returns
-        if self.desired_reward is None:
-            # An agent that has seen nothing desires nothing.
-            reward = th.nan_to_num(scales.best_reward, neginf=0.0).expand(shape)
-            best_return = (scales.best_return + scales.return_to_go.std).expand(shape)
-        else:
-            reward = th.as_tensor(self.desired_reward, dtype=th.float32, device=self.discounts.device).expand(shape)
-            best_return = reward / (1.0 - self.gamma) if self.gamma < 1 else reward * self.plan_horizon
-        if not with_return:
-            best_return = reward * self.discounts.sum()
-        return Goal(reward, best_return, with_return)
-
-    def plan_error(self, outcome: Outcome, goal: Goal) -> th.Tensor:
-        """
-        :param outcome: What members expect of plans.
-        :param goal: What these members aim at.
-        :return: Distance E from it, shape (g, b).
-        """
-        scales, horizon = self.scales, self.plan_horizon
-        if self.aim == "step":
-            error: th.Tensor = (((outcome.rewards - goal.reward[:, None, None]) / scales.reward.std) ** 2).mean(dim=-1)
-            if goal.with_return:
-                tail_error = (outcome.return_to_go - goal.total[:, None]) / scales.return_to_go.std
-                error = error + self.return_weight * tail_error**2
-            return error
-        total: th.Tensor = (outcome.rewards * self.discounts).sum(dim=-1)
-        scale: th.Tensor = scales.reward.std * horizon**0.5
-        if goal.with_return:
-            total = total + self.gamma**horizon * outcome.return_to_go
-            scale = scales.return_to_go.std
-        return ((total - goal.total[:, None]) / scale) ** 2
+        return make_goal(
+            self.aim,
+            self.desired_reward,
+            self.ensemble_size,
+            self.scales,
+            self.discounts,
+            self.gamma,
+            self.return_weight,
+        )
 
     # Planning
 
@@ -347,43 +322,41 @@ class EnsemblePolicy(BasePolicy):
             states = self.standardised_states(observation)
             generator = th.Generator().manual_seed(0) if deterministic else self.generator
             noise = self._noise_of(states) if deterministic else self._noise(len(states), generator)
-            plans = noise if state is None else self._warm_start(noise, state[0], episode_start)
-            return self._optimise(states, plans, generator)
+            plans = noise if state is None or not self.warm_start else self._warm_start(noise, state[0], episode_start)
+            return self._decide(Case(states, self.goal(), self.units(), generator), plans)
 
-    def _optimise(self, states: th.Tensor, plans: th.Tensor, generator: th.Generator) -> Plan:
-        goal = self.goal()
+    def _decide(self, case: Case, plans: th.Tensor) -> Plan:
+        # Closed forms work in place: outside of the CPU and in other precisions autograd does.
+        on_cpu = case.states.device.type == "cpu" and case.states.dtype == plans.dtype == self.discounts.dtype
+        if self._closed_form is None and self.fast_gradients and on_cpu:
+            self._closed_form = closed_form_of(self.ensemble, self.action_space)
+        if self._closed_form is not None and self.fast_gradients and on_cpu:
+            judges = ClosedFormJudges(self._closed_form, self.ensemble, self.codec, case)  # type: ignore[arg-type]
+            return self._optimise(judges, plans, case.generator)
+        return self._optimise(AutogradJudges(self.ensemble, self.codec, case), plans, case.generator)
 
-        def error_of(preactivated: th.Tensor, chosen: th.Tensor | None) -> th.Tensor:
-            n_groups, n_plans = preactivated.shape[:2]
-            repeated = states.repeat(n_plans // len(states), 1).expand(n_groups, -1, -1)
-            # No gradient may reach the weights, and not tracking them is faster.
-            with th.no_grad():
-                members = self.ensemble.members(chosen, thinning=generator)
-            return self.plan_error(self.imagine(repeated, self.codec.activate(preactivated), members), goal.of(chosen))
-
-        def score_of(preactivated: th.Tensor) -> th.Tensor:
-            population, n_states = preactivated.shape[:2]
-            executed = self.codec.execute(preactivated).flatten(end_dim=1).expand(self.ensemble_size, -1, -1, -1)
-            repeated = states.repeat(population, 1).expand(self.ensemble_size, -1, -1)
-            outcome = self.imagine(repeated, executed, self.ensemble.members())
-            return self.plan_error(outcome, goal).reshape(-1, population, n_states)
-
-        descent = self.planner.descend(plans, error_of, generator)
-        with th.no_grad():
-            best, error, disagreement = pick_best(descent.preactivated, score_of)
-            executed = self.codec.execute(best).flatten(end_dim=1).cpu().numpy()
-        if not th.isfinite(error).all():
+    def _optimise(self, judges: Judges[Any], plans: th.Tensor, generator: th.Generator) -> Plan:
+        """
+        :param judges: Who judges plans.
+        :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
+        :param generator: Source of the draws of members.
+        :return: The best plan for each state.
+        """
+        descent = self.planner.descend(judges.take(plans), judges.gradient, generator)
+        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(descent.preactivated)))
+        if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
                 "or action_learning_rate is far too large."
             )
-        error_before = descent.steps[0][2].mean(dim=0) if descent.steps else error
+        best = _as_numpy(descent.preactivated[chosen, np.arange(len(chosen))])
+        executed = self.codec.execute(th.from_numpy(best).flatten(end_dim=1)).numpy()
         return Plan(
-            actions=self.codec.decode(executed).reshape(len(states), -1, *(self.action_space.shape or ())),
+            actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),
             preactivated=best,
-            error_before=error_before.cpu().numpy(),
-            error=error.cpu().numpy(),
-            disagreement=disagreement.cpu().numpy(),
+            error_before=_as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
+            error=error,
+            disagreement=disagreement,
             descent=descent,
         )
 
@@ -392,13 +365,8 @@ class EnsemblePolicy(BasePolicy):
         :return: Initial pre-activated actions, correlated along T as AR(1) noise, shape (P, n, T, action_dim).
         """
         shape = (self.n_candidates, n_states, self.plan_horizon, self.codec.dim)
-        white = th.randn(shape, generator=generator) * self.action_init_std
-        correlation = self.action_noise_correlation
-        if correlation > 0.0:
-            for k in range(1, self.plan_horizon):
-                white[:, :, k] *= (1.0 - correlation**2) ** 0.5
-                white[:, :, k] += correlation * white[:, :, k - 1]
-        return white.to(self.device)
+        kind, correlation = self.action_initializer, self.action_noise_correlation
+        return initial_actions(kind, shape, self.action_init_std, correlation, generator)
 
     def _noise_of(self, states: th.Tensor) -> th.Tensor:
         """
@@ -416,12 +384,12 @@ class EnsemblePolicy(BasePolicy):
 
         :return: Initial pre-activated actions, shape (P, n, T, action_dim).
         """
-        last = th.as_tensor(last_plans, device=self.device).clamp(-self.WARM_LIMIT, self.WARM_LIMIT)
+        last = th.as_tensor(last_plans).clamp(-self.WARM_LIMIT, self.WARM_LIMIT)
         warm = noise[: (self.n_candidates + 1) // 2].clone()
         warm[1:, :, :-1] = last[:, 1:] + self.WARM_NOISE * warm[1:, :, :-1]
         warm[0, :, :-1] = last[:, 1:]
         if episode_start is not None:
-            begins = th.as_tensor(episode_start, dtype=th.bool, device=self.device)[:, None, None]
+            begins = th.as_tensor(episode_start, dtype=th.bool)[:, None, None]
             warm = th.where(begins, noise[: len(warm)], warm)
         return th.cat([warm, noise[len(warm) :]])
 
@@ -454,7 +422,7 @@ class EnsemblePolicy(BasePolicy):
         actions = plan.actions[:, 0]
         if not self.is_vectorized_observation(observation):
             actions = actions.squeeze(axis=0)
-        return actions, (plan.preactivated.cpu().numpy(),)
+        return actions, (plan.preactivated,)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -472,6 +440,10 @@ class EnsemblePolicy(BasePolicy):
         )
         return th.as_tensor(self.plan(as_numpy, deterministic=deterministic).actions[:, 0], device=self.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Its arrays are views of each other, which copies are not.
+        return {**self.__dict__, "_closed_form": None}
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data.update(
@@ -485,14 +457,22 @@ class EnsemblePolicy(BasePolicy):
             action_init_std=self.action_init_std,
             action_noise_correlation=self.action_noise_correlation,
             desired_reward=self.desired_reward,
+            reward_range=self.reward_range,
             gamma=self.gamma,
             dropout=self.dropout,
             aim=self.aim,
             return_weight=self.return_weight,
             action_optimizer=self.planner.optimizer,
+            action_initializer=self.action_initializer,
+            member_choice=self.planner.member_choice,
+            warm_start=self.warm_start,
+            windows_per_sample=self.windows_per_sample,
             fast_gradients=self.fast_gradients,
             net_arch=self.net_arch,
             activation_fn=self.activation_fn,
+            weight_initializer=self.weight_initializer,
+            member_kwargs=self.member_kwargs,
+            member_groups=self.member_groups,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
             optimizer_class=self.optimizer_class,
@@ -501,24 +481,39 @@ class EnsemblePolicy(BasePolicy):
         return data
 
 
-def _one_per_member(desired_reward: float | Sequence[float] | None, ensemble_size: int) -> float | list[float] | None:
-    """
-    :return: The desired reward as plain numbers.
-    :raises ValueError: If it is neither one number nor one for each member, or not finite.
-    """
-    if desired_reward is None:
-        return None
-    values = np.asarray(desired_reward, dtype=np.float64)
-    if values.shape not in ((), (ensemble_size,)) or not np.all(np.isfinite(values)):
-        raise ValueError(
-            f"desired_reward must be one finite number, or one for each of the {ensemble_size} members, got {desired_reward!r}"
-        )
-    plain: float | list[float] = values.tolist()
-    return plain
+def _as_numpy(array: Any) -> np.ndarray:
+    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
+    return as_numpy
 
 
 class MlpEnsemblePolicy(EnsemblePolicy):
     """Ensemble policy whose members are multilayer perceptrons, see :class:`EnsemblePolicy`."""
+
+
+class RnnEnsemblePolicy(EnsemblePolicy):
+    """Ensemble policy whose members are plain recurrent nets (footnote 8 of the paper), see :class:`EnsemblePolicy`."""
+
+    member_kind = "rnn"
+    default_net_arch = (64,)
+    default_activation_fn = nn.Tanh
+
+
+class GruEnsemblePolicy(RnnEnsemblePolicy):
+    """Ensemble policy whose members are gated recurrent units (footnote 8 of the paper), see :class:`EnsemblePolicy`."""
+
+    member_kind = "gru"
+
+
+class LstmEnsemblePolicy(RnnEnsemblePolicy):
+    """Ensemble policy whose members have long short-term memory (footnote 8 of the paper), see :class:`EnsemblePolicy`."""
+
+    member_kind = "lstm"
+
+
+class AttentionEnsemblePolicy(EnsemblePolicy):
+    """Ensemble policy whose members are causal transformers over state and actions, see :class:`EnsemblePolicy`."""
+
+    member_kind = "attention"
 
 
 class CnnEnsemblePolicy(MlpEnsemblePolicy):
@@ -530,6 +525,7 @@ class CnnEnsemblePolicy(MlpEnsemblePolicy):
     :param lr_schedule: Learning rate of the members' weights and of the features extractor.
     :param features_extractor_class: Features extractor that makes a state out of an image.
     :param kwargs: See :class:`EnsemblePolicy`.
+    :raises ValueError: If observations are no images that the features extractor can take.
     """
 
     def __init__(
@@ -540,5 +536,13 @@ class CnnEnsemblePolicy(MlpEnsemblePolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         **kwargs: Any,
     ) -> None:
+        if features_extractor_class is NatureCNN and not is_image_space(
+            observation_space, check_channels=False, normalized_image=not kwargs.get("normalize_images", True)
+        ):
+            raise ValueError(
+                f"CnnEnsemblePolicy needs images (Box of uint8, 0 to 255, at least 36 x 36), but observations are "
+                f"{observation_space}. Use MlpEnsemblePolicy for vectors, or policy_kwargs=dict(normalize_images=False) for "
+                "images that are scaled to 0 .. 1 already."
+            )
         kwargs["features_extractor_class"] = features_extractor_class
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)

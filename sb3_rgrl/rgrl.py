@@ -4,7 +4,7 @@ import io
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
@@ -29,7 +29,17 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.checkpoint import atomic_write
 from sb3_rgrl.ewc import ElasticWeightConsolidation
-from sb3_rgrl.policies import CnnEnsemblePolicy, EnsemblePolicy, MlpEnsemblePolicy, Plan
+from sb3_rgrl.policies import (
+    AttentionEnsemblePolicy,
+    CnnEnsemblePolicy,
+    EnsemblePolicy,
+    GruEnsemblePolicy,
+    LstmEnsemblePolicy,
+    MlpEnsemblePolicy,
+    Plan,
+    RnnEnsemblePolicy,
+)
+from sb3_rgrl.targets import alive_before
 
 SelfRGRL = TypeVar("SelfRGRL", bound="RGRL")
 
@@ -45,7 +55,9 @@ class RGRL(BaseAlgorithm):
     lets every member learn from what really happened (Eq. 3), drawing by prioritized replay (Eq. 4), held back by
     elastic weight consolidation (Eq. 5) and thinned by dropout.
 
-    :param policy: The policy model to use (``"MlpEnsemblePolicy"``, or ``"CnnEnsemblePolicy"`` for images).
+    :param policy: The policy model to use (``"MlpEnsemblePolicy"``; members that go step by step:
+        ``"GruEnsemblePolicy"``, ``"LstmEnsemblePolicy"``, ``"RnnEnsemblePolicy"``, ``"AttentionEnsemblePolicy"``; for
+        images: ``"CnnEnsemblePolicy"``).
     :param env: The environment to learn from (if registered in Gymnasium, can be str. Can be None for loading).
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
@@ -65,11 +77,14 @@ class RGRL(BaseAlgorithm):
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions; their noise explores.
     :param action_noise_correlation: Correlation of that noise from step to step, and the probability that a random
         action before ``learning_starts`` is held for one more step. For tasks where reward is rare.
-    :param desired_reward: The desired reward r*, one number or one for each member; None: a little more than the best
-        that was seen so far.
+    :param desired_reward: The desired reward r*, one number, one for each member, or a schedule: a function of the
+        progress remaining (from 1 to 0) that returns either. None: a little more than the best that was seen so far.
     :param per_exponent: The gamma of Eq. (4), 0 draws uniformly.
     :param per_epsilon: The eps of Eq. (4).
     :param ewc_lambda: The lambda of Eq. (5), 1 in the paper; 0 switches elastic weight consolidation off.
+    :param ewc_fisher: The F of Eq. (5): ``"batch"``, the squared gradient of the loss on the whole buffer as one batch
+        (the paper), or ``"window"``, the mean squared gradient of each window's loss, on up to 512 windows drawn from
+        there, which costs more and still protects when learning has converged.
     :param dropout: Share of hidden units that a member misses in each iteration of planning and learning.
     :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`.
     :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_in_priority`` and ``priority_refresh``.
@@ -86,8 +101,16 @@ class RGRL(BaseAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpEnsemblePolicy": MlpEnsemblePolicy,
+        "GruEnsemblePolicy": GruEnsemblePolicy,
+        "LstmEnsemblePolicy": LstmEnsemblePolicy,
+        "RnnEnsemblePolicy": RnnEnsemblePolicy,
+        "AttentionEnsemblePolicy": AttentionEnsemblePolicy,
         "CnnEnsemblePolicy": CnnEnsemblePolicy,
     }
+    # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
+    # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
+    FISHER_WINDOWS: ClassVar[int] = 512
+
     policy: EnsemblePolicy
     replay_buffer: SequenceReplayBuffer | None
     ewc: ElasticWeightConsolidation
@@ -111,10 +134,11 @@ class RGRL(BaseAlgorithm):
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
-        desired_reward: float | Sequence[float] | None = None,
+        desired_reward: float | Sequence[float] | Callable[[float], float | Sequence[float]] | None = None,
         per_exponent: float = 1.0,
         per_epsilon: float = 1e-6,
         ewc_lambda: float = 0.0,
+        ewc_fisher: str = "batch",
         dropout: float = 1e-3,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
@@ -157,6 +181,7 @@ class RGRL(BaseAlgorithm):
         self.per_exponent = per_exponent
         self.per_epsilon = per_epsilon
         self.ewc_lambda = ewc_lambda
+        self.ewc_fisher = ewc_fisher
         self.dropout = dropout
         self.replay_buffer = None
         self.replay_buffer_class = replay_buffer_class
@@ -175,6 +200,7 @@ class RGRL(BaseAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.train_freq = _as_train_freq(self.train_freq)
+        policy_kwargs = {"reward_range": _reward_range_of(self.env), **self.policy_kwargs}
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -187,13 +213,13 @@ class RGRL(BaseAlgorithm):
             action_learning_rate=self.action_learning_rate,
             action_init_std=self.action_init_std,
             action_noise_correlation=self.action_noise_correlation,
-            desired_reward=self.desired_reward,
+            desired_reward=self._desired_reward_now(),
             gamma=self.gamma,
             dropout=self.dropout,
-            **self.policy_kwargs,
+            **policy_kwargs,
         )
         self.policy = self.policy.to(self.device)
-        self.ewc = ElasticWeightConsolidation(self.policy.ensemble.parameters(), self.ewc_lambda)
+        self.ewc = ElasticWeightConsolidation(self.policy.ensemble.parameters(), self.ewc_lambda, self.ewc_fisher)
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
 
@@ -206,7 +232,8 @@ class RGRL(BaseAlgorithm):
             self.device,
             self.n_envs,
             action_dim=self.policy.codec.dim,
-            sequence_length=self.sequence_length,
+            sequence_length=self.sequence_length * self.policy.windows_per_sample,
+            milestone_every=self.sequence_length // self.policy.ensemble.n_milestones,
             n_members=self.ensemble_size,
             gamma=self.gamma,
             per_exponent=self.per_exponent,
@@ -279,6 +306,8 @@ class RGRL(BaseAlgorithm):
             if not rollout.continue_training:
                 break
             if self.num_timesteps > self.learning_starts:
+                if callable(self.desired_reward):
+                    self.policy.set_desired_reward(self._desired_reward_now())
                 gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                 if gradient_steps > 0:
                     self.train(gradient_steps, self.batch_size)
@@ -349,9 +378,14 @@ class RGRL(BaseAlgorithm):
             return self._random_actions(self._last_episode_starts)
         began = time.perf_counter()
         plan = self.policy.plan(self._last_obs, self._last_plans, self._last_episode_starts, deterministic=False)
-        self._last_plans = (plan.preactivated.cpu().numpy(),)
+        self._last_plans = (plan.preactivated,)
         self._log_plan(plan, 1e3 * (time.perf_counter() - began) / self.n_envs)
         return plan.actions[:, 0]
+
+    def _desired_reward_now(self) -> float | Sequence[float] | None:
+        if callable(self.desired_reward):
+            return self.desired_reward(self._current_progress_remaining)
+        return self.desired_reward
 
     def _has_learned(self) -> bool:
         # The units of reward, state and return come with the first learning phase.
@@ -425,9 +459,10 @@ class RGRL(BaseAlgorithm):
                 self._renew_priorities(buffer, buffer.all_windows())
             windows = buffer.sample(batch_size, env=self._vec_normalize_env)
             errors = policy.window_errors(windows)
+            member_losses = errors.losses.mean(dim=-1)
+            self._check_loss(member_losses)
             # Members share no weight, so the sum trains each of them by its own loss.
-            loss, penalty = errors.loss.sum(), self.ewc.penalty()
-            self._check_loss(errors.loss)
+            loss, penalty = member_losses.sum(), self.ewc.penalty()
             policy.optimizer.zero_grad()
             (loss + penalty).backward()  # type: ignore[no-untyped-call]
             policy.optimizer.step()
@@ -435,7 +470,7 @@ class RGRL(BaseAlgorithm):
 
             losses.append(loss.item() / self.ensemble_size)
             penalties.append(penalty.item() / self.ensemble_size)
-            reward_errors.append(errors.rewards.mean().item() / self.sequence_length)
+            reward_errors.append(errors.rewards.mean().item() / windows.rewards.shape[-1])
             return_errors.append(errors.returns.mean().item())
             state_losses.append(errors.state_loss.item())
         self._check_weights()
@@ -458,11 +493,19 @@ class RGRL(BaseAlgorithm):
             if len(new) > 0:
                 windows = buffer.windows(new[None], env=self._vec_normalize_env)
                 states = self.policy.states_of(windows.observations)[0]
-                next_states = self.policy.states_of(windows.next_observations)[0]
-                scales.learn_windows(states, next_states - states, windows.rewards[0])
+                # The first window of a sample stands for all: the others begin where other samples do.
+                n_milestones, length = self.policy.ensemble.n_milestones, self.sequence_length
+                changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
+                alive = alive_before(windows.terminated[0, :, :n_milestones])
+                scales.learn_windows(states, changes, windows.rewards[0, :, :length], alive)
             if len(finished) > 0:
                 windows = buffer.windows(finished[None], env=self._vec_normalize_env)
-                scales.learn_returns(windows.returns_to_go[0], windows.return_weights[0])
+                returns, weights = windows.returns_to_go[0], windows.return_weights[0]
+                scales.learn_returns(returns, weights * alive_before(windows.terminated[0]))
+                length = windows.rewards.shape[-1]
+                discounts = self.gamma ** th.arange(length, dtype=th.float32, device=returns.device)
+                of_window = (windows.rewards[0] * discounts).sum(dim=-1)
+                scales.learn_best_return(of_window + self.gamma**length * returns[:, -1], weights[:, -1])
         self._renew_priorities(buffer, np.union1d(new, finished))
 
     def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray) -> None:
@@ -474,13 +517,15 @@ class RGRL(BaseAlgorithm):
 
     def _losses_on_everything(self, buffer: SequenceReplayBuffer) -> Iterator[th.Tensor]:
         """
-        :return: The members' losses on the whole buffer "as one batch" (Eq. 5), in shares that fit into memory.
+        :return: The members' losses on the windows that F is made of, in shares that fit into memory, each of shape (m, b).
         """
-        everything = buffer.all_windows()
-        for chunk in _chunks(everything):
+        windows = buffer.all_windows()
+        if self.ewc_fisher == "window" and len(windows) > self.FISHER_WINDOWS:
+            windows = buffer.rng.choice(windows, self.FISHER_WINDOWS, replace=False)
+        for chunk in _chunks(windows, self.ewc.chunk_size):
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
-            windows = buffer.windows(indices, env=self._vec_normalize_env)
-            yield self.policy.window_errors(windows, thin=False).loss.sum() * (len(chunk) / len(everything))
+            samples = buffer.windows(indices, env=self._vec_normalize_env)
+            yield self.policy.window_errors(samples, thin=False).losses
 
     # Nothing bad gets in
 
@@ -645,6 +690,21 @@ def _as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
     if not isinstance(frequency, int) or frequency < 1:
         raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
     return parsed
+
+
+def _reward_range_of(env: VecEnv | None) -> tuple[float, float] | None:
+    """
+    :return: The least and the largest reward, where environments tell it as Gym's once did; None: they do not.
+    """
+    # Asking for an attribute that is not there would end the process of an environment.
+    if env is None or not env.has_attr("reward_range"):
+        return None
+    try:
+        ranges = np.array(env.get_attr("reward_range"), dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        # Something else of that name
+        return None
+    return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
 def _chunks(windows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:

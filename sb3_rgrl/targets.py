@@ -8,24 +8,36 @@ from torch import nn
 
 
 class WindowSamples(NamedTuple):
-    """Windows of ``t`` steps, ``b`` of them for each of ``g`` members."""
+    """
+    Windows of L steps, ``b`` of them for each of ``g`` members. States, ends and returns are told at N evenly spaced
+    *milestones*, of which the last is the end of the window.
+    """
 
     indices: np.ndarray
     """Where the windows start, shape (g, b)."""
     observations: th.Tensor
     """s_k, shape (g, b, ``*obs_shape``)."""
     actions: th.Tensor
-    """Encoded a_k .. a_{k+t-1}, random after the end of an episode, shape (g, b, t, action_dim)."""
+    """Encoded a_k .. a_{k+L-1}, random after the end of an episode, shape (g, b, L, action_dim)."""
     rewards: th.Tensor
-    """r_k .. r_{k+t-1}, 0 after the end of an episode, shape (g, b, t)."""
+    """r_k .. r_{k+L-1}, 0 after the end of an episode, shape (g, b, L)."""
     next_observations: th.Tensor
-    """s_{k+t}, the terminal observation after the end of an episode, shape (g, b, ``*obs_shape``)."""
+    """The state at each milestone, the terminal one after the end of an episode, shape (g, b, N, ``*obs_shape``)."""
     terminated: th.Tensor
-    """1 where s_{k+t} is terminal, shape (g, b)."""
+    """1 where that state is terminal, shape (g, b, N)."""
     returns_to_go: th.Tensor
-    """Observed discounted return after the window, shape (g, b)."""
+    """Observed discounted return after the milestone, shape (g, b, N)."""
     return_weights: th.Tensor
-    """Share of that return that was observed, 0 while the episode runs, shape (g, b)."""
+    """Share of that return that was observed, 0 while the episode runs, shape (g, b, N)."""
+
+
+def alive_before(terminated: th.Tensor) -> th.Tensor:
+    """
+    :param terminated: 1 where the state at a milestone is terminal, shape (..., N).
+    :return: 1 where the episode was still running at the milestone before it (or at the start of the window), so that
+        there is something to be told, else 0, same shape.
+    """
+    return 1.0 - th.cat([th.zeros_like(terminated[..., :1]), terminated[..., :-1]], dim=-1)
 
 
 def return_to_go(rewards: np.ndarray, terminated: bool, gamma: float) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +154,11 @@ class Scales(nn.Module):
         self.register_buffer("largest_weight", th.tensor(0.0))
 
     @property
+    def relative_change(self) -> th.Tensor:
+        """Standard deviations of a state that a unit of its change is worth, shape (d,)."""
+        return self.state_change.std / self.state.std
+
+    @property
     def is_ready(self) -> bool:
         """Whether there are units yet."""
         return bool(self.state.count > 0)
@@ -151,23 +168,33 @@ class Scales(nn.Module):
         """Whether a return was observed."""
         return bool(th.isfinite(self.best_return))
 
-    def learn_windows(self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor) -> None:
+    def learn_windows(self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor, alive: th.Tensor | None = None) -> None:
         """
         :param states: States at the start of new windows, shape (n, d).
-        :param changes: Change of the state over each of them, in raw units, shape (n, d).
+        :param changes: Change of the state from there to each of their K milestones, in raw units, shape (n, K, d).
         :param rewards: Rewards in them, shape (n, t).
+        :param alive: What counts, from :func:`alive_before`, shape (n, K); None: everything.
         """
+        alive = th.ones_like(changes[..., 0]) if alive is None else alive
         self.state.update(states)
-        self.state_change.update(changes)
-        self.reward.update(rewards.reshape(-1, 1))
-        self.best_reward.copy_(th.maximum(self.best_reward, rewards.max()))
+        self.state_change.update(changes.flatten(end_dim=1), alive.flatten())
+        steps_alive = alive.repeat_interleave(rewards.shape[-1] // alive.shape[-1], dim=-1)
+        self.reward.update(rewards.reshape(-1, 1), steps_alive.flatten())
+        self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].max()))
 
-    def learn_returns(self, returns: th.Tensor, weights: th.Tensor) -> None:
+    def learn_returns(self, returns_to_go: th.Tensor, weights: th.Tensor) -> None:
         """
-        :param returns: Observed returns-to-go of a finished episode, shape (n,).
+        :param returns_to_go: What the members predict: observed returns-to-go at milestones, any shape.
+        :param weights: How much of each was observed, same shape.
+        """
+        self.return_to_go.update(returns_to_go.reshape(-1, 1), weights.flatten())
+
+    def learn_best_return(self, returns: th.Tensor, weights: th.Tensor) -> None:
+        """
+        :param returns: Discounted returns from the start of windows on, shape (n,). Those after the windows would not do:
+            where episodes are shorter than a window they are nothing, and a goal of nothing is reached by failing.
         :param weights: How much of each was observed, shape (n,).
         """
-        self.return_to_go.update(returns[:, None], weights)
         # A return of which little was observed is no record. With a discount factor near 1 no more than a little is
         # observed of any, so the measure is the one that was observed best.
         self.largest_weight.copy_(th.maximum(self.largest_weight, weights.max()))

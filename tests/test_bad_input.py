@@ -312,7 +312,7 @@ def assert_windows_are_walks(model: RGRL) -> None:
     buffer = model.replay_buffer
     assert buffer is not None
     windows = buffer.windows(buffer.all_windows()[None])
-    times, ends = windows.observations[0, :, 0], windows.next_observations[0, :, 0]
+    times, ends = windows.observations[0, :, 0], windows.next_observations[0, :, 0, 0]
     assert ends.tolist() == (times + model.sequence_length).clamp(max=5).tolist()
 
 

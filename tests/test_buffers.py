@@ -39,9 +39,10 @@ class Episode:
 class NaiveBuffer:
     """What the sequence buffer should hold: a deque of (episode, time), everything else is looked up when asked."""
 
-    def __init__(self, buffer_size: int, n_envs: int, sequence_length: int) -> None:
+    def __init__(self, buffer_size: int, n_envs: int, sequence_length: int, milestone_every: int | None = None) -> None:
         self.steps: deque[tuple[Episode, int]] = deque(maxlen=buffer_size)
         self.sequence_length, self.n_episodes = sequence_length, 0
+        self.milestone_every = milestone_every or sequence_length
         self.running = [self.new_episode(env) for env in range(n_envs)]
 
     def new_episode(self, env: int) -> Episode:
@@ -52,21 +53,26 @@ class NaiveBuffer:
         """Every legal window, by the observation that it starts with."""
         found = {}
         for episode, start in self.steps:
-            rewards, actions, end = [], [], start
+            rewards, actions = [], []
             for j in range(self.sequence_length):
                 if start + j < len(episode.rewards):
                     rewards.append(episode.rewards[start + j])
                     actions.append(episode.actions[start + j])
-                    end = start + j
                 elif episode.ending == "terminated":
                     rewards.append(0.0)
             if len(rewards) < self.sequence_length:
                 continue
-            found[episode.env, episode.number, start] = self.describe(episode, end, rewards, actions)
+            milestones = []
+            for n_done in range(1, self.sequence_length + 1):
+                if n_done % self.milestone_every == 0:
+                    # Number of steps of the episode by then: it stays at its end.
+                    milestones.append(self.milestone(episode, min(start + n_done, len(episode.rewards))))
+            found[episode.env, episode.number, start] = {"rewards": rewards, "actions": actions, "milestones": milestones}
         return found
 
-    def describe(self, episode: Episode, end: int, rewards: list[float], actions: list[np.ndarray]) -> dict:
-        following = episode.rewards[end + 1 :]
+    def milestone(self, episode: Episode, n_done: int) -> dict:
+        """What is known of an episode after its first ``n_done`` steps."""
+        following = episode.rewards[n_done:]
         observed = sum(GAMMA**j * reward for j, reward in enumerate(following))
         if episode.ending == "terminated":
             weight, returns = 1.0, observed
@@ -76,10 +82,8 @@ class NaiveBuffer:
         else:
             weight, returns = 0.0, None
         return {
-            "rewards": rewards,
-            "actions": actions,
-            "next_observation": (episode.env, episode.number, end + 1),
-            "terminated": float(episode.ending == "terminated" and end == len(episode.rewards) - 1),
+            "next_observation": (episode.env, episode.number, n_done),
+            "terminated": float(episode.ending == "terminated" and n_done == len(episode.rewards)),
             "weight": weight,
             "return": returns,
         }
@@ -157,24 +161,36 @@ def assert_same(buffer: SequenceReplayBuffer, naive: NaiveBuffer) -> None:
         np.testing.assert_array_equal(actions[:n_real], window["actions"])
         # After the end: any action that was really taken.
         assert {tuple(action.tolist()) for action in actions[n_real:]} <= stored_actions
-        assert tuple(samples.next_observations[0, row].tolist()) == window["next_observation"]
-        assert samples.terminated[0, row].item() == window["terminated"]
-        assert samples.return_weights[0, row].item() == pytest.approx(window["weight"], rel=1e-6)
-        if window["return"] is not None:
-            assert samples.returns_to_go[0, row].item() == pytest.approx(window["return"], rel=1e-5, abs=1e-5)
+        milestones = window["milestones"]
+        assert samples.terminated[0, row].tolist() == [milestone["terminated"] for milestone in milestones]
+        told = zip(samples.next_observations[0, row].tolist(), milestones, strict=True)
+        for next_observation, milestone in told:
+            assert tuple(next_observation) == milestone["next_observation"]
+        weights = [milestone["weight"] for milestone in milestones]
+        assert samples.return_weights[0, row].tolist() == pytest.approx(weights, rel=1e-6)
+        if milestones[0]["return"] is not None:
+            returns = [milestone["return"] for milestone in milestones]
+            assert samples.returns_to_go[0, row].tolist() == pytest.approx(returns, rel=1e-5, abs=1e-5)
 
 
 ENDINGS = st.sampled_from([None, None, None, None, "terminated", "truncated"])
 
 
+def milestone_spacings(sequence_length: int) -> list[int | None]:
+    """Every divisor, and the default."""
+    return [None, *(every for every in range(1, sequence_length + 1) if sequence_length % every == 0)]
+
+
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), n_envs=st.integers(1, 3), sequence_length=st.integers(1, 4), seed=st.integers(0, 1000))
+@given(data=st.data(), n_envs=st.integers(1, 3), sequence_length=st.sampled_from([1, 2, 3, 4, 6]), seed=st.integers(0, 1000))
 def test_windows_equal_naive_reference(data, n_envs, sequence_length, seed):
     # Smaller than the data most of the time, so old steps are overwritten; yet a step of all environments and the
     # window that it completes fit in.
     buffer_size = data.draw(st.integers(n_envs * sequence_length, 40))
     rng = np.random.default_rng(seed)
-    buffer, naive = make_buffer(buffer_size, n_envs, sequence_length), NaiveBuffer(buffer_size, n_envs, sequence_length)
+    every = data.draw(st.sampled_from(milestone_spacings(sequence_length)))
+    buffer = make_buffer(buffer_size, n_envs, sequence_length, milestone_every=every)
+    naive = NaiveBuffer(buffer_size, n_envs, sequence_length, every)
     known_new: set[Name] = set()
     known_finished: set[Name] = set()
     for _ in range(data.draw(st.integers(1, 30))):
@@ -221,10 +237,52 @@ def test_windows_by_hand():
     last_of_first = buffer.windows(np.array([[3]]))
     assert last_of_first.rewards[0, 0, 1:].tolist() == [0.0, 0.0]
     assert last_of_first.terminated.item() == 1.0
-    assert last_of_first.next_observations[0, 0].tolist() == [0.0, 1.0, 4.0]
+    assert last_of_first.next_observations[0, 0].tolist() == [[0.0, 1.0, 4.0]]
     last_of_second = buffer.windows(np.array([[5]]))
     assert last_of_second.terminated.item() == 0.0
     assert last_of_second.return_weights.item() == 0.0, "nothing was observed after the cut"
+
+
+def one_episode(ending: str, every: int | None) -> SequenceReplayBuffer:
+    """Rewards 1, 2, 4, 8, 16, 32 at the states 0 .. 6 of the first episode, and windows of 6."""
+    buffer = make_buffer(sequence_length=6, milestone_every=every)
+    for k in range(6):
+        obs, next_obs = np.float32([[0, 1, k]]), np.float32([[0, 1, k + 1]])
+        info = {"TimeLimit.truncated": ending == "truncated"} if k == 5 else {}
+        buffer.add(obs, next_obs, np.full((1, 2), 0.1 * k), np.array([2.0**k]), np.array([k == 5]), [info])
+    return buffer
+
+
+def test_milestones_by_hand_past_a_terminal_end():
+    # Steps 3, 4 and 5 are left of the episode; its last state is number 6.
+    window = one_episode("terminated", 2).windows(np.array([[3]]))
+    assert window.rewards.tolist() == [[[8.0, 16.0, 32.0, 0.0, 0.0, 0.0]]]
+    assert window.next_observations[0, 0, :, 2].tolist() == [5.0, 6.0, 6.0]
+    assert window.terminated.tolist() == [[[0.0, 1.0, 1.0]]]
+    assert window.returns_to_go.tolist() == [[[32.0, 0.0, 0.0]]]
+    assert window.return_weights.tolist() == [[[1.0, 1.0, 1.0]]]
+    # The end may fall on a milestone exactly, and on the first of them.
+    window = one_episode("terminated", 3).windows(np.array([[3, 5]]))
+    assert window.terminated.tolist() == [[[1.0, 1.0], [1.0, 1.0]]]
+    assert window.next_observations[0, :, :, 2].tolist() == [[6.0, 6.0], [6.0, 6.0]]
+
+
+def test_milestones_by_hand_of_an_episode_that_was_cut_off():
+    buffer = one_episode("truncated", 3)
+    assert buffer.all_windows().tolist() == [0]
+    window = buffer.windows(np.array([[0]]))
+    assert window.next_observations[0, 0, :, 2].tolist() == [3.0, 6.0]
+    assert window.terminated.tolist() == [[[0.0, 0.0]]]
+    # 8, 16 and 32 follow the first milestone, nothing that was seen the second.
+    seen = 1.0 - GAMMA**3
+    assert window.return_weights[0, 0].tolist() == pytest.approx([seen, 0.0])
+    assert window.returns_to_go[0, 0].tolist() == pytest.approx([(8.0 + GAMMA * 16.0 + GAMMA**2 * 32.0) / seen, 0.0])
+
+
+@pytest.mark.parametrize("every", [0, -1, 4, 12])
+def test_milestones_that_do_not_divide_the_window_are_refused(every):
+    with pytest.raises(ValueError, match=f"milestone_every must divide sequence_length 6, got {every}"):
+        make_buffer(sequence_length=6, milestone_every=every)
 
 
 def test_done_without_a_word_about_time_limits_is_termination():
@@ -252,7 +310,7 @@ def test_weight_is_0_while_the_episode_runs():
         assert buffer.windows(buffer.all_windows()[None]).return_weights.sum() == 0.0
         assert len(buffer.pop_finished_windows()) == 0
     step_both(buffer, naive, ["terminated"], rng)
-    assert buffer.windows(buffer.all_windows()[None]).return_weights.tolist() == [[1.0] * 6]
+    assert buffer.windows(buffer.all_windows()[None]).return_weights.tolist() == [[[1.0]] * 6]
     assert len(buffer.pop_finished_windows()) == 6
 
 
@@ -301,8 +359,9 @@ def test_reset_forgets_everything():
 # Drawing
 
 
-def test_samples_are_windows_for_each_member():
-    buffer = make_buffer(buffer_size=15, n_envs=2, n_members=3)
+@pytest.mark.parametrize(("every", "n_milestones"), [(None, 1), (3, 1), (1, 3)])
+def test_samples_are_windows_for_each_member(every, n_milestones):
+    buffer = make_buffer(buffer_size=15, n_envs=2, n_members=3, milestone_every=every)
     naive, rng = NaiveBuffer(15, 2, 3), np.random.default_rng(0)
     for k in range(30):
         step_both(buffer, naive, ["terminated" if k % 7 == 6 else None, "truncated" if k % 4 == 3 else None], rng)
@@ -311,10 +370,12 @@ def test_samples_are_windows_for_each_member():
         samples, legal = buffer.sample(8), set(buffer.all_windows())
         assert samples.indices.shape == (3, 8)
         assert set(samples.indices.ravel()) <= legal
-        assert samples.observations.shape == samples.next_observations.shape == (3, 8, 3)
+        assert samples.observations.shape == (3, 8, 3)
+        assert samples.next_observations.shape == (3, 8, n_milestones, 3)
         assert samples.actions.shape == (3, 8, 3, 2)
         assert samples.rewards.shape == (3, 8, 3)
-        assert samples.terminated.shape == samples.returns_to_go.shape == samples.return_weights.shape == (3, 8)
+        assert samples.terminated.shape == samples.returns_to_go.shape == samples.return_weights.shape
+        assert samples.terminated.shape == (3, 8, n_milestones)
         assert {samples.actions.dtype, samples.rewards.dtype, samples.terminated.dtype} == {th.float32}
         assert {samples.returns_to_go.dtype, samples.return_weights.dtype} == {th.float32}
         buffer.update_priorities(samples.indices, th.rand(3, 8), th.rand(3, 8))
@@ -369,7 +430,8 @@ def test_same_seed_same_samples():
 
 def test_images_stay_bytes():
     space = spaces.Box(0, 255, (1, 6, 6), dtype=np.uint8)
-    buffer, rng = make_buffer(observation_space=space, sequence_length=2), np.random.default_rng(0)
+    buffer = make_buffer(observation_space=space, sequence_length=2, milestone_every=1)
+    rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (6, 1, 1, 6, 6), dtype=np.uint8)
     for k in range(5):
         buffer.add(images[k], images[k + 1], np.zeros((1, 2)), np.ones(1), np.array([k == 4]), [{}])
@@ -377,7 +439,7 @@ def test_images_stay_bytes():
     samples = buffer.windows(np.array([[0, 3, 4]]))
     assert samples.observations.dtype == samples.next_observations.dtype == th.uint8
     np.testing.assert_array_equal(samples.observations[0].numpy(), images[[0, 3, 4], 0])
-    np.testing.assert_array_equal(samples.next_observations[0].numpy(), images[[2, 5, 5], 0])
+    np.testing.assert_array_equal(samples.next_observations[0].numpy(), images[[[1, 2], [4, 5], [5, 5]], 0])
 
 
 # On the disk
@@ -389,8 +451,8 @@ def endings_of(k: int, n_envs: int) -> list[str | None]:
 
 def filled(buffer_size: int = 20, n_envs: int = 2, n_steps: int = 13, **kwargs) -> tuple[SequenceReplayBuffer, NaiveBuffer]:
     """A buffer with terminated, truncated and running episodes and with priorities of its own."""
-    buffer, naive = make_buffer(buffer_size, n_envs, **kwargs), NaiveBuffer(buffer_size, n_envs, 3)
-    rng = np.random.default_rng(4)
+    naive = NaiveBuffer(buffer_size, n_envs, 3, kwargs.get("milestone_every"))
+    buffer, rng = make_buffer(buffer_size, n_envs, **kwargs), np.random.default_rng(4)
     for k in range(n_steps):
         step_both(buffer, naive, endings_of(k, n_envs), rng)
     buffer.sample(1)
@@ -459,15 +521,17 @@ def test_save_and_load_through_a_file(tmp_path: Path, n_steps, buffer_size, n_en
 
 
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), n_envs=st.integers(1, 3), seed=st.integers(0, 100))
-def test_loaded_buffer_goes_on_like_the_saved_one(data, n_envs, seed):
+@given(data=st.data(), n_envs=st.integers(1, 3), seed=st.integers(0, 100), every=st.sampled_from([1, 3]))
+def test_loaded_buffer_goes_on_like_the_saved_one(data, n_envs, seed, every):
     buffer_size = data.draw(st.integers(3 * n_envs, 25))
-    buffer, naive = make_buffer(buffer_size, n_envs), NaiveBuffer(buffer_size, n_envs, 3)
+    # Milestones are read off the steps, so a saved buffer serves agents with others, too.
+    buffer, naive = make_buffer(buffer_size, n_envs), NaiveBuffer(buffer_size, n_envs, 3, every)
     rng = np.random.default_rng(seed)
     for _ in range(data.draw(st.integers(0, 12))):
         step_both(buffer, naive, data.draw(st.lists(ENDINGS, min_size=n_envs, max_size=n_envs)), rng)
-    loaded = make_buffer(buffer_size, n_envs)
+    loaded = make_buffer(buffer_size, n_envs, milestone_every=every)
     loaded.load(io.BytesIO(saved(buffer)))
+    assert_same(loaded, naive)
     assert_same_contents(contents(loaded), contents(buffer))
     for _ in range(data.draw(st.integers(0, 12))):
         step_both(loaded, naive, data.draw(st.lists(ENDINGS, min_size=n_envs, max_size=n_envs)), rng)

@@ -5,13 +5,16 @@ import torch as th
 from torch import nn
 
 from sb3_rgrl.ensemble import MlpEnsemble, WindowPrediction
+from sb3_rgrl.ensemble.initializers import WEIGHT_INITIALIZERS, initialize
 
 STATE_DIM, ACTION_DIM, LENGTH, MEMBERS = 3, 2, 4, 5
 
 
-def make_ensemble(net_arch: tuple[int, ...] = (16, 8), dropout: float = 0.0, activation_fn=nn.SiLU) -> MlpEnsemble:
+def make_ensemble(
+    net_arch: tuple[int, ...] = (16, 8), dropout: float = 0.0, activation_fn=nn.SiLU, n_milestones: int = 1
+) -> MlpEnsemble:
     th.manual_seed(0)
-    return MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, net_arch, activation_fn, dropout)
+    return MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, net_arch, activation_fn, dropout, n_milestones=n_milestones)
 
 
 def separate_nets(ensemble: MlpEnsemble, activation_fn: type[nn.Module]) -> list[nn.Sequential]:
@@ -29,9 +32,9 @@ def separate_nets(ensemble: MlpEnsemble, activation_fn: type[nn.Module]) -> list
 
 
 def concatenated(prediction: WindowPrediction) -> th.Tensor:
-    """As one output vector, in the order of the net's last layer."""
-    ended, return_to_go = prediction.ended.unsqueeze(-1), prediction.return_to_go.unsqueeze(-1)
-    return th.cat([prediction.rewards, prediction.state_change, ended, return_to_go], dim=-1)
+    """As one output vector, in the order of the net's last layer: milestones lie side by side."""
+    changes = prediction.state_change.flatten(start_dim=2)
+    return th.cat([prediction.rewards, changes, prediction.ended, prediction.return_to_go], dim=-1)
 
 
 def inputs(n_groups: int, batch: int, seed: int = 1) -> tuple[th.Tensor, th.Tensor]:
@@ -43,8 +46,9 @@ def inputs(n_groups: int, batch: int, seed: int = 1) -> tuple[th.Tensor, th.Tens
 @pytest.mark.parametrize("activation_fn", [nn.SiLU, nn.Tanh])
 @pytest.mark.parametrize("net_arch", [(), (16,), (16, 8)], ids=str)
 @pytest.mark.parametrize("members", [None, [3, 0, 3, 1], [4]], ids=str)
-def test_stacked_members_equal_separate_nets(net_arch, members, activation_fn):
-    ensemble = make_ensemble(net_arch, activation_fn=activation_fn)
+@pytest.mark.parametrize("n_milestones", [1, 2, 4])
+def test_stacked_members_equal_separate_nets(n_milestones, net_arch, members, activation_fn):
+    ensemble = make_ensemble(net_arch, activation_fn=activation_fn, n_milestones=n_milestones)
     nets = separate_nets(ensemble, activation_fn)
     chosen = range(MEMBERS) if members is None else members
     state, actions = inputs(len(chosen), batch=6)
@@ -52,8 +56,8 @@ def test_stacked_members_equal_separate_nets(net_arch, members, activation_fn):
     index = None if members is None else th.tensor(members)
     prediction = ensemble(state, actions, ensemble.members(index))
     assert prediction.rewards.shape == (len(chosen), 6, LENGTH)
-    assert prediction.state_change.shape == (len(chosen), 6, STATE_DIM)
-    assert prediction.ended.shape == prediction.return_to_go.shape == (len(chosen), 6)
+    assert prediction.state_change.shape == (len(chosen), 6, n_milestones, STATE_DIM)
+    assert prediction.ended.shape == prediction.return_to_go.shape == (len(chosen), 6, n_milestones)
 
     outputs = concatenated(prediction)
     # A weight of its own for each output, so that outputs that changed places show in the gradient.
@@ -69,8 +73,9 @@ def test_stacked_members_equal_separate_nets(net_arch, members, activation_fn):
             th.testing.assert_close(gradient[group, row], expected_gradient, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_of_the_weights_equal_those_of_separate_nets():
-    ensemble = make_ensemble()
+@pytest.mark.parametrize("n_milestones", [1, 2])
+def test_gradients_of_the_weights_equal_those_of_separate_nets(n_milestones):
+    ensemble = make_ensemble(n_milestones=n_milestones)
     nets = separate_nets(ensemble, nn.SiLU)
     state, actions = inputs(MEMBERS, batch=6)
     (concatenated(ensemble(state, actions, ensemble.members())) ** 2).sum().backward()
@@ -141,6 +146,16 @@ def test_thinning_has_its_rate_and_is_drawn_anew_for_each_member_and_time():
     assert th.equal(missing_units(ensemble, th.Generator().manual_seed(0), asked)[0], missing[0])
 
 
+def test_thinned_members_miss_what_was_drawn():
+    ensemble = make_ensemble((30, 20), dropout=0.5)
+    for chosen in (None, [3, 0, 3]):
+        drawn = ensemble.draw_missing(MEMBERS if chosen is None else 3, th.Generator().manual_seed(4))
+        missing = missing_units(ensemble, th.Generator().manual_seed(4), chosen)
+        for mask, expected in zip(missing, drawn, strict=True):
+            assert th.equal(mask, expected)
+    assert make_ensemble(dropout=0.0).draw_missing(3, th.Generator()) is None
+
+
 def test_thinning_leaves_the_global_generator_and_the_weights_alone():
     ensemble = make_ensemble(dropout=0.5)
     state, weights = th.get_rng_state(), [weight.detach().clone() for weight in ensemble.weights]
@@ -183,3 +198,88 @@ def test_thinning_keeps_the_expectation():
     standard_error = draws.std(dim=0) / 3000**0.5
     assert ((draws.mean(dim=0) - whole).abs() < 5.0 * standard_error).all()
     assert standard_error.max() < 0.02, "the test could not tell"
+
+
+def test_one_milestone_is_the_default():
+    ensemble = MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, (16,), nn.SiLU, 0.0)
+    assert ensemble.n_milestones == 1
+    assert ensemble.weights[-1].shape[-1] == LENGTH + STATE_DIM + 2
+
+
+def test_milestones_are_told_in_their_order():
+    # A net without hidden layers whose outputs are its biases: output k is the number k.
+    ensemble = make_ensemble((), n_milestones=2)
+    n_outputs = LENGTH + 2 * (STATE_DIM + 2)
+    with th.no_grad():
+        ensemble.weights[0].zero_()
+        ensemble.biases[0].copy_(th.arange(float(n_outputs)).expand(MEMBERS, 1, -1))
+    prediction = ensemble(*inputs(MEMBERS, batch=1), ensemble.members())
+    assert prediction.rewards[0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert prediction.state_change[0, 0].tolist() == [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
+    assert prediction.ended[0, 0].tolist() == [10.0, 11.0]
+    assert prediction.return_to_go[0, 0].tolist() == [12.0, 13.0]
+
+
+@pytest.mark.parametrize("n_milestones", [0, -1, 3, 5, 8])
+def test_milestones_that_do_not_divide_the_window(n_milestones):
+    with pytest.raises(ValueError, match=f"n_milestones must divide sequence_length, got {n_milestones} and {LENGTH}"):
+        make_ensemble(n_milestones=n_milestones)
+
+
+def test_layer_without_width():
+    with pytest.raises(ValueError, match="Every layer in net_arch must be at least 1 wide"):
+        make_ensemble((16, 0))
+
+
+# How weights begin
+
+
+@pytest.mark.parametrize(
+    ("kind", "std"),
+    [
+        ("xavier_uniform", (2 / (100 + 300)) ** 0.5),
+        ("xavier_normal", (2 / (100 + 300)) ** 0.5),
+        ("kaiming_uniform", (2 / 100) ** 0.5),
+        ("kaiming_normal", (2 / 100) ** 0.5),
+        ("orthogonal", (1 / 300) ** 0.5),
+    ],
+)
+def test_weights_begin_as_wide_as_their_papers_have_it(kind, std):
+    # What goes in is 100 and what comes out 300: each formula tells them apart.
+    weight, bias = initialize(kind, n_members=4, n_in=100, n_out=300, fan=7)
+    assert weight.shape == (4, 100, 300)
+    assert weight.is_contiguous()
+    for member in range(4):
+        assert weight[member].std().item() == pytest.approx(std, rel=0.02)
+        assert abs(weight[member].mean()) < 0.03 * std
+        # A uniform number has bounds, 3 of 100,000 normal ones are farther out than 4 standard deviations.
+        assert (weight[member].abs().max() > 1.01 * 3**0.5 * std) == (not kind.endswith("uniform"))
+    assert not th.equal(weight[0], weight[1])
+    assert bias.shape == (4, 1, 300)
+    assert not bias.any()
+    assert weight.requires_grad
+    assert bias.requires_grad
+
+
+def test_fan_bounds_the_weights_in_torchs_own_way():
+    weight, bias = initialize("torch", n_members=4, n_in=100, n_out=100, fan=25)
+    for drawn in (weight, bias):
+        assert 0.19 < drawn.abs().max() <= 0.2
+        # The standard deviation of a uniform number within +-0.2.
+        assert drawn.std().item() == pytest.approx(0.2 / 3**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", WEIGHT_INITIALIZERS)
+def test_members_take_the_initializer(kind):
+    th.manual_seed(0)
+    ensemble = MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, (16, 8), nn.SiLU, 0.0, weight_initializer=kind)
+    assert all(bool(bias.any()) == (kind == "torch") for bias in ensemble.biases)
+    if kind == "orthogonal":
+        th.testing.assert_close(
+            ensemble.weights[1].transpose(1, 2) @ ensemble.weights[1], th.eye(8).expand(MEMBERS, 8, 8), rtol=0.0, atol=1e-5
+        )
+
+
+def test_unknown_initializer():
+    with pytest.raises(ValueError, match=r"weight_initializer must be one of .*'orthogonal'.*, got 'glorot'"):
+        MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, (16,), nn.SiLU, 0.0, weight_initializer="glorot")

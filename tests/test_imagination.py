@@ -1,77 +1,109 @@
-"""The closed form of the gradient on the actions equals autograd."""
+"""What members expect of plans against plain loops (tests/oracles_learning.py)."""
+
+from collections.abc import Callable
 
 import pytest
 import torch as th
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from sb3_rgrl.ensemble import MlpEnsemble
-from sb3_rgrl.imagination import STATE_LIMIT, Units, has_closed_form, imagine, imagine_fast
+from sb3_rgrl.ensemble import Ensemble, GruEnsemble, MlpEnsemble
+from sb3_rgrl.imagination import STATE_LIMIT, Units, imagine, unroll
+from tests import oracles_learning as oracle
+
+M, BATCH, DIM, ACTION_DIM, LENGTH, N_WINDOWS = 2, 5, 3, 2, 4, 3
+PLAIN_KINDS: dict[type[Ensemble], Callable[..., oracle.Predict]] = {MlpEnsemble: oracle.mlp, GruEnsemble: oracle.gru}
 
 
-def make(n_groups, batch, dim, action_dim, length, n_windows, net_arch, activation, seed, dtype=th.float64):
-    th.manual_seed(seed)
-    ensemble = MlpEnsemble(dim, action_dim, length, n_groups, net_arch, activation, dropout=0.1).to(dtype)
-    state = th.randn(n_groups, batch, dim, dtype=dtype)
-    actions = th.randn(n_groups, batch, length * n_windows, action_dim, dtype=dtype)
-    units = Units(th.rand(dim, dtype=dtype), *(th.rand(1, dtype=dtype) + 0.5 for _ in range(4)))
-    return ensemble, state, actions, units
+def make_plans(kind: type[Ensemble], n_milestones: int) -> tuple[Ensemble, th.Tensor, th.Tensor, Units]:
+    """Members that expect ends below 0, between 0 and 1 and above 1, at states within and beyond their limit."""
+    th.manual_seed(0)
+    ensemble = kind(DIM, ACTION_DIM, LENGTH, M, [6, 5], nn.SiLU, dropout=0.0, n_milestones=n_milestones).double()
+    ends = slice(-2, -1) if kind is GruEnsemble else slice(-2 * n_milestones, -n_milestones)
+    ensemble.weights[-1].data *= 3.0
+    ensemble.weights[-1].data[..., ends] *= 2.0
+    ensemble.biases[-1].data[..., ends] = 0.4
+    state = th.randn(M, BATCH, DIM, dtype=th.float64)
+    # Two rows that start out of reach.
+    state[:, 0, 0], state[:, 1, 1] = STATE_LIMIT + 5.0, -STATE_LIMIT - 5.0
+    actions = th.randn(M, BATCH, N_WINDOWS * LENGTH, ACTION_DIM, dtype=th.float64)
+    relative_change = th.tensor([0.3, 1.0, 40.0], dtype=th.float64)
+    return ensemble, state, actions, Units(relative_change, *th.tensor([[5.0], [2.0], [-30.0], [9.0]], dtype=th.float64))
 
 
-def outcome_and_gradient(function, ensemble, state, actions, units, members):
-    actions = actions.clone().requires_grad_()
-    outcome = function(ensemble, state, actions, members, units)
-    # Any function of both outputs will do; this one weighs every element differently.
-    weights = th.linspace(0.5, 1.5, outcome.rewards.shape[-1], dtype=actions.dtype)
-    error = ((outcome.rewards * weights).sum(dim=-1) + outcome.return_to_go - 3.0) ** 2
-    (gradient,) = th.autograd.grad(error.sum(), actions)
-    return outcome, gradient
+def plain_member(ensemble: Ensemble, i: int) -> oracle.Predict:
+    layers = [
+        oracle.LinearLayer(weight[i].tolist(), bias[i, 0].tolist())
+        for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True)
+    ]
+    return PLAIN_KINDS[type(ensemble)](layers, oracle.silu, ensemble.n_milestones)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    n_groups=st.integers(1, 3),
-    batch=st.integers(1, 4),
-    dim=st.integers(1, 5),
-    action_dim=st.integers(1, 3),
-    length=st.integers(1, 4),
-    n_windows=st.integers(1, 4),
-    net_arch=st.lists(st.integers(1, 9), min_size=1, max_size=3),
-    activation=st.sampled_from([nn.SiLU, nn.Tanh, nn.ReLU]),
-    thinned=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_equals_autograd(n_groups, batch, dim, action_dim, length, n_windows, net_arch, activation, thinned, seed):
-    ensemble, state, actions, units = make(n_groups, batch, dim, action_dim, length, n_windows, net_arch, activation, seed)
-    assert has_closed_form(ensemble)
-    with th.no_grad():
-        members = ensemble.members(thinning=th.Generator().manual_seed(seed) if thinned else None)
-    plain, plain_gradient = outcome_and_gradient(imagine, ensemble, state, actions, units, members)
-    fast, fast_gradient = outcome_and_gradient(imagine_fast, ensemble, state, actions, units, members)
-    th.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
-    th.testing.assert_close(fast_gradient, plain_gradient, rtol=1e-9, atol=1e-10)
+def plain_outcome(member: oracle.Predict, state: th.Tensor, actions: th.Tensor, units: Units) -> tuple[list[float], float]:
+    plain_units = oracle.PlainUnits([], [], [], *(unit.item() for unit in units[1:]))
+    return oracle.outcome(member, state.tolist(), actions.tolist(), LENGTH, units.relative_change.tolist(), plain_units)
 
 
-def test_equals_autograd_in_float32():
-    ensemble, state, actions, units = make(5, 8, 4, 2, 5, 4, [64, 64], nn.SiLU, seed=0, dtype=th.float32)
-    plain, plain_gradient = outcome_and_gradient(imagine, ensemble, state, actions, units, ensemble.members())
-    fast, fast_gradient = outcome_and_gradient(imagine_fast, ensemble, state, actions, units, ensemble.members())
-    th.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
-    th.testing.assert_close(fast_gradient, plain_gradient, rtol=1e-5, atol=1e-5 * float(plain_gradient.abs().max()))
+both_kinds = pytest.mark.parametrize("kind", PLAIN_KINDS, ids=["mlp", "gru"])
+every_milestone = pytest.mark.parametrize("n_milestones", [1, 2, LENGTH])
 
 
-def test_equals_autograd_where_states_are_clamped():
-    ensemble, state, actions, units = make(5, 8, 4, 2, 5, 4, [64, 64], nn.SiLU, seed=0)
-    units = units._replace(relative_change=units.relative_change * 500.0)
-    expected = ensemble(state, actions[:, :, :5], ensemble.members())
-    assert bool(((state + expected.state_change * units.relative_change).abs() > STATE_LIMIT).any())
-    plain, plain_gradient = outcome_and_gradient(imagine, ensemble, state, actions, units, ensemble.members())
-    fast, fast_gradient = outcome_and_gradient(imagine_fast, ensemble, state, actions, units, ensemble.members())
-    th.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
-    th.testing.assert_close(fast_gradient, plain_gradient, rtol=1e-9, atol=1e-10)
+@every_milestone
+@both_kinds
+def test_what_is_imagined_equals_plain_loops(kind, n_milestones):
+    ensemble, state, actions, units = make_plans(kind, n_milestones)
+    outcome = imagine(ensemble, state, actions, ensemble.members(), units)
+    assert outcome.rewards.shape == (M, BATCH, N_WINDOWS * LENGTH)
+    assert outcome.return_to_go.shape == (M, BATCH)
+    for i in range(M):
+        for k in range(BATCH):
+            rewards, return_to_go = plain_outcome(plain_member(ensemble, i), state[i, k], actions[i, k], units)
+            assert outcome.rewards[i, k].tolist() == pytest.approx(rewards, rel=1e-10, abs=1e-10)
+            assert outcome.return_to_go[i, k].item() == pytest.approx(return_to_go, rel=1e-10, abs=1e-10)
 
 
-@pytest.mark.parametrize(("activation", "net_arch"), [(nn.GELU, [8]), (nn.SiLU, [])])
-def test_what_has_no_closed_form_is_told(activation, net_arch):
-    assert not has_closed_form(MlpEnsemble(2, 1, 2, 2, net_arch, activation, dropout=0.0))
+@every_milestone
+@both_kinds
+def test_members_go_on_from_the_state_that_they_expect(kind, n_milestones):
+    ensemble, state, actions, units = make_plans(kind, n_milestones)
+    steps = list(unroll(ensemble, state, actions, ensemble.members(), units.relative_change))
+    ends, starts = th.stack([step.expected.ended for step in steps]), th.stack([step.start for step in steps])
+    # Else the tests here would not see what the limits do.
+    assert (ends < 0).any()
+    assert ((ends > 0) & (ends < 1)).any()
+    assert (ends > 1).any()
+    assert 0 < int((starts[1:].abs() == STATE_LIMIT).sum()) < starts[1:].numel()
+    assert (starts[0].abs() > STATE_LIMIT).any()
+    for i in range(M):
+        for k in range(BATCH):
+            change = units.relative_change.tolist()
+            walked = oracle.walk(plain_member(ensemble, i), state[i, k].tolist(), actions[i, k].tolist(), LENGTH, change)
+            for (start, expected), step in zip(walked, steps, strict=True):
+                assert step.start[i, k].tolist() == pytest.approx(start, rel=1e-10, abs=1e-10)
+                for name in ("rewards", "ended", "return_to_go"):
+                    assert getattr(step.expected, name)[i, k].tolist() == pytest.approx(getattr(expected, name), rel=1e-10)
+                changes = step.expected.state_change[i, k].tolist()
+                assert changes == [pytest.approx(row, rel=1e-10, abs=1e-10) for row in expected.state_change]
+
+
+@every_milestone
+@both_kinds
+def test_gradient_on_the_actions_equals_finite_differences_of_plain_loops(kind, n_milestones):
+    ensemble, state, actions, units = make_plans(kind, n_milestones)
+    weights = th.linspace(0.5, 1.5, N_WINDOWS * LENGTH, dtype=th.float64)
+    moved = actions.clone().requires_grad_()
+    outcome = imagine(ensemble, state, moved, ensemble.members(), units)
+    (gradient,) = th.autograd.grad(((outcome.rewards * weights).sum(dim=-1) + outcome.return_to_go).sum(), moved)
+    for i, k in [(0, 0), (0, 2), (1, 1), (1, 3)]:
+        member = plain_member(ensemble, i)
+
+        def plain(plan: th.Tensor, member=member, start=state[i, k]) -> float:
+            rewards, return_to_go = plain_outcome(member, start, plan, units)
+            return sum(weight * reward for weight, reward in zip(weights.tolist(), rewards, strict=True)) + return_to_go
+
+        expected = th.empty_like(actions[i, k])
+        for place in range(expected.numel()):
+            step = th.zeros(expected.numel(), dtype=th.float64)
+            step[place] = 1e-5
+            step = step.view_as(expected)
+            expected.view(-1)[place] = (plain(actions[i, k] + step) - plain(actions[i, k] - step)) / 2e-5
+        th.testing.assert_close(gradient[i, k], expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))

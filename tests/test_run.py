@@ -110,7 +110,7 @@ def paper_settings() -> dict:
 def test_the_papers_exact_setting_runs():
     model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, **{**SMALL, **paper_settings()}).learn(400)
     assert model._n_updates > 0
-    assert not model.policy.goal().with_return
+    assert model.policy.goal().return_weight == 0.0
     assert model.ewc.penalty().item() == 0.0  # the weights are those of the last learning phase
     assert any(bool(buffer.any()) for name, buffer in model.ewc.named_buffers() if "fisher" in name)
 

@@ -140,7 +140,7 @@ def test_learn_windows_sets_units_and_the_best_reward():
     assert scales.best_reward.item() == -np.inf
     states = th.tensor([[0.0, 10.0], [2.0, 14.0]])
     changes = th.tensor([[1.0, 0.5], [-3.0, 0.5]])
-    scales.learn_windows(states, changes, th.tensor([[-5.0, -2.0, -4.0], [-1.0, -3.0, -9.0]]))
+    scales.learn_windows(states, changes[:, None], th.tensor([[-5.0, -2.0, -4.0], [-1.0, -3.0, -9.0]]))
     assert scales.is_ready
     assert scales.state.mean.tolist() == [1.0, 12.0]
     assert scales.state.std.tolist() == [1.0, 2.0]
@@ -150,24 +150,45 @@ def test_learn_windows_sets_units_and_the_best_reward():
     assert scales.reward.mean.item() == pytest.approx(-4.0)
     assert scales.reward.std.item() == pytest.approx(np.std([-5, -2, -4, -1, -3, -9]))
     assert scales.best_reward.item() == -1.0
-    scales.learn_windows(states, changes, th.tensor([[-7.0, -7.0, -7.0], [-7.0, -7.0, -7.0]]))
+    scales.learn_windows(states, changes[:, None], th.tensor([[-7.0, -7.0, -7.0], [-7.0, -7.0, -7.0]]))
     assert scales.best_reward.item() == -1.0, "a worse reward replaced the record"
-    scales.learn_windows(states, changes, th.tensor([[-7.0, 0.5, -7.0], [-7.0, -7.0, -7.0]]))
+    scales.learn_windows(states, changes[:, None], th.tensor([[-7.0, 0.5, -7.0], [-7.0, -7.0, -7.0]]))
     assert scales.best_reward.item() == 0.5
 
 
-def test_learn_returns_ignores_records_of_which_little_was_observed():
+def test_learn_windows_takes_the_changes_to_all_milestones():
+    scales = Scales(1)
+    # Two windows with three milestones each; changes are rows of their own, so no window counts for its state thrice.
+    scales.learn_windows(
+        th.tensor([[0.0], [4.0]]), th.tensor([[[1.0], [2.0], [3.0]], [[-1.0], [-2.0], [-3.0]]]), th.zeros(2, 3)
+    )
+    assert scales.state.count.item() == 2.0
+    assert scales.state_change.std.item() == pytest.approx((14.0 / 3.0) ** 0.5)
+    assert scales.relative_change.tolist() == pytest.approx([(14.0 / 3.0) ** 0.5 / 2.0])
+
+
+def test_learn_returns_counts_each_by_what_was_observed_of_it():
+    scales = Scales(1)
+    returns, weights = [100.0, 3.0, 5.0], [0.1, 1.0, 0.5]
+    scales.learn_returns(th.tensor(returns), th.tensor(weights))
+    mean = np.average(returns, weights=weights)
+    assert scales.return_to_go.mean.item() == pytest.approx(mean, rel=1e-6)
+    variance = np.average((np.array(returns) - mean) ** 2, weights=weights)
+    assert scales.return_to_go.std.item() == pytest.approx(variance**0.5, rel=1e-6)
+    assert not scales.knows_returns, "what comes after a window is no record of a return"
+
+
+def test_best_return_ignores_records_of_which_little_was_observed():
     scales = Scales(1)
     assert not scales.knows_returns
-    scales.learn_returns(th.tensor([100.0]), th.tensor([0.0]))
+    scales.learn_best_return(th.tensor([100.0]), th.tensor([0.0]))
     assert not scales.knows_returns
-    # 100 was seen for a tenth only: it counts for the units by that tenth and is no record.
-    scales.learn_returns(th.tensor([100.0, 3.0, 5.0]), th.tensor([0.1, 1.0, 0.5]))
+    # 100 was seen for a tenth only: it is no record.
+    scales.learn_best_return(th.tensor([100.0, 3.0, 5.0]), th.tensor([0.1, 1.0, 0.5]))
     assert scales.best_return.item() == 5.0
-    expected_mean = np.average([100.0, 3.0, 5.0], weights=[0.1, 1.0, 0.5])
-    assert scales.return_to_go.mean.item() == pytest.approx(expected_mean, rel=1e-6)
-    scales.learn_returns(th.tensor([50.0]), th.tensor([0.49]))
+    scales.learn_best_return(th.tensor([50.0]), th.tensor([0.49]))
     assert scales.best_return.item() == 5.0
     assert scales.knows_returns
-    scales.learn_returns(th.tensor([4.0, 6.0]), th.tensor([1.0, 1.0]))
+    scales.learn_best_return(th.tensor([4.0, 6.0]), th.tensor([1.0, 1.0]))
     assert scales.best_return.item() == 6.0
+    assert scales.return_to_go.count.item() == 0.0, "a record is no unit"

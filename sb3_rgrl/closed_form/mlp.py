@@ -1,0 +1,260 @@
+"""Multilayer perceptrons, unrolled window after window, and the way back to the actions."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sb3_rgrl.closed_form.contract import Array, ClosedForm, Units
+from sb3_rgrl.closed_form.layers import Linear, activation_of
+from sb3_rgrl.closed_form.survival import Survival
+
+
+class MlpClosedForm(ClosedForm):
+    """
+    Members that take a whole window in one pass: inputs (state | a_1 .. a_t), hidden layers, one at least, outputs
+    (r_1 .. r_t | K changes of state | K ends | K returns-to-go).
+
+    What is linear is folded into the weights before a decision. Into the last layer: the units, discounted sums of rewards,
+    and leaving out what unrolling does not need (states and returns at earlier milestones). Into the first layer: its bias,
+    as the weight of an input that is 1; and its inputs are reordered, so that the t numbers of each column of the actions
+    lie side by side, as they do in the actions.
+
+    :param activation: Activation of the hidden layers, a key of ``ACTIVATIONS``.
+
+    For the other parameters see :class:`ClosedForm`.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        sequence_length: int,
+        n_milestones: int = 1,
+        activation: str = "SiLU",
+        dropout: float = 0.0,
+        state_limit: float = 20.0,
+    ) -> None:
+        super().__init__(state_dim, action_dim, sequence_length, n_milestones, dropout, state_limit)
+        self.activation = activation_of(activation)
+        self._first: Linear
+        # All layers but the first, of whole members and of thinned ones that miss no unit.
+        self._whole: list[Linear] = []
+        self._thin: list[Linear] = []
+        self._asked: list[Linear] = []
+        self._judges: Sequence[Linear] = []  # Those who judged last.
+        self._work: _Work
+
+    def begin(self, weights: Sequence[Array], biases: Sequence[Array], units: Units, discounts: Array | None = None) -> None:
+        """See :meth:`ClosedForm.begin`."""
+        if len(weights) < 2:
+            raise ValueError("Multilayer perceptrons need one hidden layer at least to have a closed form, got none")
+        wanted, offset = self._what_is_wanted(units, discounts, weights[-1].dtype)
+        scale = self.activation.scale
+        self._first = self._fold_first(weights[0], biases[0])
+        self._whole = [Linear.of(w * scale, b * scale) for w, b in zip(weights[1:-1], biases[1:-1], strict=True)]
+        self._whole.append(Linear.of(np.matmul(weights[-1], wanted), np.matmul(biases[-1], wanted) + offset))
+        self._thin = [layer.times(self.gain) for layer in self._whole] if self.gain != 1.0 else self._whole
+        self.ask()
+
+    def _fold_first(self, weight: Array, bias: Array) -> Linear:
+        n_members, n_inputs, width = weight.shape
+        dim, n_steps = self.state_dim, self.sequence_length
+        folded = np.empty((n_members, n_inputs + 1, width), weight.dtype)
+        folded[:, :dim] = weight[:, :dim]
+        by_step = weight[:, dim:].reshape(n_members, n_steps, self.action_dim, width)
+        folded[:, dim:-1].reshape(n_members, self.action_dim, n_steps, width)[...] = by_step.transpose(0, 2, 1, 3)
+        folded[:, -1:] = bias
+        folded *= self.activation.scale
+        return Linear.of(folded, bias)
+
+    def _what_is_wanted(self, units: Units, discounts: Array | None, dtype: DTypeLike) -> tuple[Array, Array]:
+        """
+        :return: The matrix, shape (outputs, wanted), and the offset, shape (wanted,), that make
+            (rewards | change of state | ends | return-to-go) in units of use out of a member's outputs.
+        """
+        n_steps, dim, n_ends = self.sequence_length, self.state_dim, self.n_milestones
+        spacing = n_steps // n_ends
+        # If discounted, each segment's sum as seen from its own start.
+        of_segment = np.eye(spacing) if discounts is None else np.reshape(discounts[:spacing], (spacing, 1))
+        self.n_rewards = of_segment.shape[1]
+        n_sums, ends = n_ends * self.n_rewards, n_steps + n_ends * dim
+        wanted = np.zeros((n_steps + n_ends * (dim + 2), n_sums + dim + n_ends + 1), dtype)
+        offset = np.zeros(wanted.shape[1], dtype)
+        for k in range(n_ends):
+            rows, columns = slice(k * spacing, (k + 1) * spacing), slice(k * self.n_rewards, (k + 1) * self.n_rewards)
+            wanted[rows, columns] = of_segment * units.reward_std
+            offset[columns] = of_segment.sum(axis=0) * units.reward_mean
+            wanted[ends + k, n_sums + dim + k] = 1.0
+        for k in range(dim):
+            wanted[ends - dim + k, n_sums + k] = units.relative_change[k]
+        wanted[-1, -1:] = units.return_std
+        offset[-1:] = units.return_mean
+        return wanted, offset
+
+    def ask(self, chosen: Array | None = None, missing: Sequence[Array] | None = None) -> None:
+        """See :meth:`ClosedForm.ask`."""
+        first, layers = self._first, self._whole if missing is None else self._thin
+        if chosen is not None:
+            first, layers = first.of_members(chosen), [layer.of_members(chosen) for layer in layers]
+        if missing is not None:
+            layers = [layer.without(units) for layer, units in zip(layers, missing, strict=True)]
+        self._asked = [first, *layers]
+
+    def imagine(self, state: Array, actions: Array) -> Survival:
+        """See :meth:`ClosedForm.imagine`."""
+        self.start(state, actions)
+        self._judges = first, *others, last = self._asked
+        self._work = work = self._work_for(actions)
+        work.take_in(state, actions)
+        for k, window in enumerate(work.windows):
+            if k > 0:
+                self._advance(work.windows[k - 1], window)
+            y, kept = window.hidden[0]
+            np.matmul(window.inputs, first.weight, out=y)
+            self.activation.forward(y, kept)
+            for layer, (next_y, kept) in zip(others, window.hidden[1:], strict=True):
+                layer.forward(y, out=next_y)
+                self.activation.forward(next_y, kept)
+                y = next_y
+            last.forward(y, out=window.outputs)
+        work.survival.forward(*work.told)
+        return work.survival
+
+    def _work_for(self, actions: Array) -> "_Work":
+        widths = tuple(layer.weight.shape[2] for layer in self._asked)
+        key = (len(self._asked[0].weight), *actions.shape[1:3], self.n_rewards, *widths, self._first.weight.dtype)
+        work: _Work = self.buffers(key, lambda: _Work(self, self._asked, *actions.shape[1:3]))
+        return work
+
+    def _advance(self, window: "_Window", following: "_Window") -> None:
+        np.add(window.state, window.change, out=window.end)
+        np.maximum(window.end, -self.state_limit, out=following.state)
+        np.minimum(following.state, self.state_limit, out=following.state)
+
+    def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
+        """See :meth:`ClosedForm.pull_back`."""
+        work, windows = self._work, self._work.windows
+        work.survival.backward(d_rewards, d_return, out=work.d_told)
+        self.activation.slopes(*work.everywhere)
+        first, *others = self._judges
+        for k in range(len(windows) - 1, -1, -1):
+            window = windows[k]
+            if k + 1 < len(windows):
+                # The next state is this one and its change, but for those that were clamped.
+                np.multiply(windows[k + 1].d_state, window.end == windows[k + 1].state, out=window.d_change)
+            d_y = window.d_outputs
+            for layer, (d_x, slopes) in zip(reversed(others), window.d_hidden, strict=True):
+                layer.backward(d_y, out=d_x)
+                np.multiply(d_x, slopes, out=d_x)
+                d_y = d_x
+            first.backward(d_y, out=window.d_inputs)
+            if k + 1 < len(windows):
+                np.add(window.d_state, window.d_change, out=window.d_state)
+        out.transpose(3, 0, 1, 2).reshape(work.d_actions.shape)[...] = work.d_actions
+
+
+class _Window(NamedTuple):
+    """Buffers of one window; state, change and their gradients are views of inputs, outputs and theirs."""
+
+    inputs: Array
+    state: Array
+    hidden: list[tuple[Array, Array]]
+    """For each hidden layer its outputs, and what the slopes need."""
+    outputs: Array
+    change: Array
+    end: Array
+    """The state at the window's end, not clamped."""
+    d_inputs: Array
+    d_state: Array
+    d_hidden: list[tuple[Array, Array]]
+    """For each hidden layer, the last one first, room for a gradient, and the slopes."""
+    d_outputs: Array
+    d_change: Array
+
+
+class _Work:
+    """
+    Buffers of one shape.
+
+    :param form: Whose.
+    :param layers: Of the members that are asked.
+    :param batch: Number b of plans for each of them.
+    :param horizon: Number T of actions.
+    """
+
+    def __init__(self, form: MlpClosedForm, layers: list[Linear], batch: int, horizon: int) -> None:
+        dim, n_ends = form.state_dim, form.n_milestones
+        shape, dtype = (len(layers[0].weight), batch), layers[0].weight.dtype
+        self.shape, self.dim, n_windows = shape, dim, horizon // form.sequence_length
+        n_inputs, *widths, n_outputs = layers[0].weight.shape[1], *(layer.weight.shape[2] for layer in layers)
+
+        def room(*sizes: int) -> Array:
+            return np.zeros((n_windows, *sizes), dtype)
+
+        inputs, d_inputs, ends = room(*shape, n_inputs), room(*shape, n_inputs), room(*shape, dim)
+        outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
+        inputs[..., -1] = 1.0
+        n_units = shape[0] * batch * sum(widths)
+        hidden, kept = room(n_units), room(n_units)
+        # Slopes are computed at once for all windows and layers.
+        self.everywhere = hidden, kept, np.empty_like(kept)
+        d_hidden = [np.empty((*shape, width), dtype) for width in widths]
+
+        n_sums = n_ends * form.n_rewards
+        change = slice(n_sums, n_sums + dim)
+        starts = np.cumsum([shape[0] * batch * width for width in widths])[:-1]
+        self.windows: list[_Window] = []
+        for k in range(n_windows):
+            ys = [y.reshape(*shape, -1) for y in np.split(hidden[k], starts)]
+            slopes = [slope.reshape(*shape, -1) for slope in np.split(kept[k], starts)]
+            self.windows.append(
+                _Window(
+                    inputs=inputs[k],
+                    state=inputs[k, ..., :dim],
+                    hidden=list(zip(ys, slopes, strict=True)),
+                    outputs=outputs[k],
+                    change=outputs[k, ..., change],
+                    end=ends[k],
+                    d_inputs=d_inputs[k],
+                    d_state=d_inputs[k, ..., :dim],
+                    d_hidden=list(zip(d_hidden, slopes, strict=True))[::-1],
+                    d_outputs=d_outputs[k],
+                    d_change=d_outputs[k, ..., change],
+                )
+            )
+        self.actions, self.d_actions = self._actions_of(inputs, form), self._actions_of(d_inputs, form)
+        self.survival = Survival(n_windows, n_ends, form.n_rewards, shape, dtype)
+        self.told, self.d_told = self._told_by(outputs, form), self._told_by(d_outputs, form)
+
+    @staticmethod
+    def _actions_of(inputs: Array, form: MlpClosedForm) -> Array:
+        """
+        :return: View of the actions, shape (A, g, b, W, t).
+        """
+        columns: Array = inputs[..., form.state_dim : -1]
+        by_step = columns.reshape(*inputs.shape[:-1], form.action_dim, form.sequence_length)
+        by_column: Array = by_step.transpose(3, 1, 2, 0, 4)
+        return by_column
+
+    @staticmethod
+    def _told_by(outputs: Array, form: MlpClosedForm) -> tuple[Array, Array, Array]:
+        """
+        :return: Views of the rewards, shape (W, K, g, b, S), the ends, shape (W, K, g, b), and the last return-to-go,
+            shape (g, b).
+        """
+        n_sums, n_ends = form.n_milestones * form.n_rewards, form.n_milestones
+        rewards = outputs[..., :n_sums].reshape(*outputs.shape[:-1], n_ends, form.n_rewards)
+        return np.moveaxis(rewards, 3, 1), np.moveaxis(outputs[..., n_sums + form.state_dim : -1], 3, 1), outputs[-1, ..., -1]
+
+    def take_in(self, state: Array, actions: Array) -> None:
+        """
+        :param state: Shape (g, b, d) or (n, d), see :meth:`ClosedForm.forward`.
+        :param actions: Shape (g, b, T, A), or (1, b, T, A) for all.
+        """
+        inputs = self.windows[0].inputs
+        first = inputs.reshape(self.shape[0], -1, state.shape[-2], inputs.shape[-1])
+        first[..., : self.dim] = state if state.ndim == 2 else state[:, None]
+        by_column = actions.transpose(3, 0, 1, 2)
+        self.actions[...] = by_column.reshape(*by_column.shape[:3], *self.actions.shape[3:])

@@ -1,0 +1,85 @@
+"""The end of an episode in the middle of a plan: what comes after it does not count."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+
+class Survival:
+    """
+    A plan is cut at its milestones into N segments of S rewards. With e_n the predicted end at milestone n, clamped to
+    [0, 1], what is left of the episode before each segment is ::
+
+        alive_0 = 1,    alive_n+1 = alive_n (1 - e_n)
+
+    Rewards count by alive_n, the return-to-go by alive_N. Backward, let D_n be the gradient on alive_n: each reward r of
+    the segment counts by it, and so does all that is alive later, hence with d the gradient on what counted ::
+
+        D_N = d_return * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1,    gradient on e_n = -alive_n D_n+1
+
+    :param n_windows: Windows W of a plan.
+    :param n_milestones: Milestones K of a window; N = W K.
+    :param n_rewards: Rewards S of a segment.
+    :param shape: (g, b).
+    :param dtype: Of everything.
+    """
+
+    def __init__(self, n_windows: int, n_milestones: int, n_rewards: int, shape: tuple[int, int], dtype: DTypeLike) -> None:
+        n_segments = n_windows * n_milestones
+        by_window = (n_windows, n_milestones, *shape)
+        self.rewards = np.empty((n_segments, *shape, n_rewards), dtype)
+        """Rewards as they count, shape (N, g, b, S)."""
+        self.return_to_go = np.empty(shape, dtype)
+        """Return-to-go as it counts, shape (g, b)."""
+        self._raw: tuple[Array, Array, Array]
+        # One and the same memory, seen by segment or by window and milestone.
+        self._rewards = self.rewards.reshape(*by_window, n_rewards)
+        self._ended = np.empty(by_window, dtype)
+        self._left = np.empty((n_segments, *shape), dtype)
+        self._left_by_window = self._left.reshape(by_window)
+        alive, d_alive = np.ones((n_segments + 1, *shape), dtype), np.empty((n_segments + 1, *shape), dtype)
+        self._before, self._after, self._at_end = alive[:-1].reshape(by_window), alive[1:], alive[-1]
+        self._weights = self._before[..., None]
+        self._d_before, self._d_after, self._d_at_end = d_alive[:-1], d_alive[1:].reshape(by_window), d_alive[-1]
+        self._recursion = [(d_alive[n], self._left[n], d_alive[n + 1]) for n in range(n_segments - 1, 0, -1)]
+        self._products, self._product = np.empty_like(self.rewards), np.empty(shape, dtype)
+        self._products_by_window = self._products.reshape(self._rewards.shape)
+
+    def forward(self, rewards: Array, ended: Array, return_to_go: Array) -> None:
+        """
+        :param rewards: In raw units, had the episode not ended, shape (W, K, g, b, S).
+        :param ended: Predicted ends, not clamped yet, shape (W, K, g, b).
+        :param return_to_go: In raw units, had the episode not ended, shape (g, b).
+        """
+        self._raw = rewards, ended, return_to_go
+        np.maximum(ended, 0.0, out=self._ended)
+        np.minimum(self._ended, 1.0, out=self._ended)
+        np.subtract(1.0, self._ended, out=self._left_by_window)
+        np.multiply.accumulate(self._left, axis=0, out=self._after)
+        np.multiply(self._weights, rewards, out=self._rewards)
+        np.multiply(self._at_end, return_to_go, out=self.return_to_go)
+
+    def backward(self, d_rewards: Array, d_return: Array, out: tuple[Array, Array, Array]) -> None:
+        """
+        :param d_rewards: Gradient on :attr:`rewards`, in their shape.
+        :param d_return: Gradient on :attr:`return_to_go`, in its shape.
+        :param out: Where the gradient on each argument of :meth:`forward` is written.
+        """
+        rewards, ended, return_to_go = self._raw
+        out_rewards, out_ended, out_return = out
+        d_rewards = d_rewards.reshape(self._rewards.shape)
+        np.multiply(d_rewards, self._weights, out=out_rewards)
+        np.multiply(d_return, self._at_end, out=out_return)
+        np.multiply(d_rewards, rewards, out=self._products_by_window)
+        np.add.reduce(self._products, axis=-1, out=self._d_before)
+        np.multiply(d_return, return_to_go, out=self._d_at_end)
+        for d_alive, left, d_alive_later in self._recursion:
+            np.multiply(left, d_alive_later, out=self._product)
+            np.add(d_alive, self._product, out=d_alive)
+        np.multiply(self._before, self._d_after, out=self._d_after)
+        # A clamp hands no gradient on where it clamps.
+        np.multiply(self._d_after, self._ended == ended, out=self._d_after)
+        np.negative(self._d_after, out=out_ended)

@@ -1,0 +1,156 @@
+"""What all kinds of members share: stacked weights, thinning by dropout, and the form of a prediction."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_rgrl.ensemble.initializers import initialize
+
+
+class WindowPrediction(NamedTuple):
+    """
+    What members expect of one window of ``t`` actions, in standardised units. ``g`` is the number of members that were
+    asked and ``b`` the number of windows that each of them got. States, ends and returns are told at K evenly spaced
+    *milestones* of the window, of which the last is its end.
+    """
+
+    rewards: th.Tensor
+    """r_1 .. r_t, shape (g, b, t)."""
+    state_change: th.Tensor
+    """Change of the state since the start of the window, shape (g, b, K, d)."""
+    ended: th.Tensor
+    """1 where the episode will have terminated by that milestone, given that it had not by the one before, shape (g, b, K)."""
+    return_to_go: th.Tensor
+    """Discounted return after that milestone, shape (g, b, K)."""
+
+
+class Layer(NamedTuple):
+    """A linear layer of the g members that are asked."""
+
+    weight: th.Tensor
+    """Shape (g, in_features, out_features)."""
+    bias: th.Tensor
+    """Shape (g, 1, out_features)."""
+
+    def __call__(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Shape (g, b, in_features).
+        :return: Shape (g, b, out_features).
+        """
+        return th.baddbmm(self.bias, x, self.weight)
+
+
+class Ensemble(nn.Module, ABC):
+    """
+    Members ``W_1 .. W_m`` that map ``(s, a_1 .. a_t)`` to rewards, states, ends and returns-to-go. The weights of all
+    members are stacked along the first dimension, so that one batched product serves all of them.
+
+    :param state_dim: Length d of a state.
+    :param action_dim: Length of an encoded action.
+    :param sequence_length: Length t of a window.
+    :param n_members: Size m of the ensemble.
+    :param n_milestones: How many times K in a window state, end and return are predicted; divides ``sequence_length``.
+    :param dropout: Probability that a hidden unit is missing from a thinned member.
+    :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
+    :raises ValueError: If ``n_milestones`` does not divide ``sequence_length``.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        sequence_length: int,
+        n_members: int,
+        n_milestones: int,
+        dropout: float,
+        weight_initializer: str,
+    ) -> None:
+        super().__init__()
+        if n_milestones < 1 or sequence_length % n_milestones != 0:
+            raise ValueError(f"n_milestones must divide sequence_length, got {n_milestones} and {sequence_length}")
+        self.state_dim, self.action_dim, self.sequence_length = state_dim, action_dim, sequence_length
+        self.n_members, self.n_milestones, self.dropout = n_members, n_milestones, dropout
+        self.weight_initializer = weight_initializer
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        # For each weight, which hidden layer's units its rows belong to; None: they belong to states or actions.
+        self._fed_by: list[int | None] = []
+        self._hidden_widths: list[int] = []
+
+    def add_layer(self, n_in: int, n_out: int, fed_by: int | None = None, fan: int | None = None) -> None:
+        """
+        Give every member one more linear layer.
+
+        :param n_in: Number of inputs.
+        :param n_out: Number of outputs.
+        :param fed_by: Number of the hidden layer whose units are the inputs; None: no hidden layer's.
+        :param fan: Number that bounds the first weights, as one over its square root; None: ``n_in``.
+        :raises ValueError: If it has no inputs or no outputs.
+        """
+        if n_in < 1 or n_out < 1:
+            raise ValueError(f"Every layer in net_arch must be at least 1 wide, got a layer of {n_in} inputs, {n_out} outputs")
+        weight, bias = initialize(self.weight_initializer, self.n_members, n_in, n_out, fan or n_in)
+        self.weights.append(weight)
+        self.biases.append(bias)
+        self._fed_by.append(fed_by)
+        if fed_by == len(self._hidden_widths):
+            self._hidden_widths.append(n_in)
+
+    def draw_missing(self, n_groups: int, thinning: th.Generator) -> list[th.Tensor] | None:
+        """
+        Draw which hidden units thinned members miss.
+
+        :param n_groups: Number g of members that are asked.
+        :param thinning: Source of the draws, on the CPU.
+        :return: For each hidden layer true where a unit is missing, shape (g, width); None: no unit is missing.
+        """
+        if self.dropout == 0.0:
+            return None
+        drawn = th.rand(n_groups, sum(self._hidden_widths), generator=thinning) < self.dropout
+        return list(th.split(drawn, self._hidden_widths, dim=1))
+
+    def members(self, chosen: th.Tensor | None = None, thinning: th.Generator | None = None) -> list[Layer]:
+        """
+        Bring up members, whole or thinned by dropout. A thinned member is one net, as in the paper: it misses the same
+        hidden units for a whole batch, so the rows of a batch do not depend on how many they are.
+
+        :param chosen: Which members, shape (g,); None: all of them in order, g = m.
+        :param thinning: Source of the hidden units that are missing; None: whole members.
+        :return: Their layers.
+        """
+        layers = [
+            Layer(weight, bias) if chosen is None else Layer(weight[chosen], bias[chosen])
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+        ]
+        missing = None if thinning is None else self.draw_missing(len(layers[0].weight), thinning)
+        if missing is None:
+            return layers
+        # Those that are left count for more, so that sums keep their expectation.
+        factors = [(~gone).to(layers[0].weight).unsqueeze(-1) / (1.0 - self.dropout) for gone in missing]
+        # Leaving out the rows that a missing unit feeds is the same as setting the unit to zero, once per draw instead of
+        # once per pass.
+        return [
+            layer if fed_by is None else Layer(layer.weight * factors[fed_by], layer.bias)
+            for layer, fed_by in zip(layers, self._fed_by, strict=True)
+        ]
+
+    @abstractmethod
+    def forward(self, state: th.Tensor, actions: th.Tensor, members: Any) -> WindowPrediction:
+        """
+        :param state: Standardised states, shape (g, b, d).
+        :param actions: Encoded actions, shape (g, b, t, action_dim).
+        :param members: The g members that are asked, from :meth:`members`.
+        :return: What they expect.
+        """
+
+    def of_steps(self, outputs: th.Tensor) -> WindowPrediction:
+        """
+        Read what members put out after each step: reward, change of state, end, return-to-go.
+
+        :param outputs: Shape (g, b, t, 1 + d + 2).
+        :return: The prediction, at this ensemble's milestones.
+        """
+        spacing = self.sequence_length // self.n_milestones
+        at_milestones = outputs[..., spacing - 1 :: spacing, :]
+        return WindowPrediction(outputs[..., 0], at_milestones[..., 1:-2], at_milestones[..., -2], at_milestones[..., -1])

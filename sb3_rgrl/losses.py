@@ -1,0 +1,76 @@
+"""How wrong members are about what really happened: the E of Eq. (3)."""
+
+from typing import Any, NamedTuple
+
+import torch as th
+
+from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
+from sb3_rgrl.imagination import unroll
+from sb3_rgrl.targets import Scales, WindowSamples, alive_before
+
+
+class WindowErrors(NamedTuple):
+    """How wrong m members are about b windows each, in standardised units."""
+
+    losses: th.Tensor
+    """Loss of each member on each of its windows, shape (m, b)."""
+    rewards: th.Tensor
+    """Absolute error of the rewards, summed over the window up to the end: the paper's delta_ik, shape (m, b)."""
+    returns: th.Tensor
+    """Absolute error of the returns-to-go, with their weights in the loss, mean over the milestones, shape (m, b)."""
+    state_loss: th.Tensor
+    """Squared error of the change of state, mean over everything, a scalar."""
+
+
+def window_errors(
+    ensemble: Ensemble | MixedEnsemble,
+    members: Any,
+    scales: Scales,
+    windows: WindowSamples,
+    states: th.Tensor,
+    next_states: th.Tensor,
+    return_weight: float,
+) -> WindowErrors:
+    """
+    Members go along the windows as they do along plans: where a sample is longer than one window of theirs, they go on
+    from the state that they expect, and learn from what comes of that.
+
+    :param ensemble: The ensemble.
+    :param members: Its members, from :meth:`Ensemble.members`.
+    :param scales: Their units.
+    :param windows: Samples of each member; N milestones each.
+    :param states: States at their start in raw units, shape (m, b, d).
+    :param next_states: States at their milestones in raw units, shape (m, b, N, d).
+    :param return_weight: Weight of the returns-to-go in the loss.
+    :return: The errors.
+    """
+    relative_change, first = scales.relative_change, scales.state(states)
+    expected, progress = [], []
+    for start, prediction in unroll(ensemble, first, windows.actions, members, relative_change):
+        expected.append(prediction)
+        progress.append(((start - first) / relative_change).unsqueeze(-2).expand_as(prediction.state_change))
+    # After the end nothing is left to be told.
+    alive = alive_before(windows.terminated)
+    steps_alive = alive.repeat_interleave(windows.rewards.shape[-1] // alive.shape[-1], dim=-1)
+
+    rewards = steps_alive * (th.cat([part.rewards for part in expected], dim=-1) - scales.reward(windows.rewards))
+    # A features extractor that learns must not move the target to where it is easy to hit. Raw states are subtracted, for
+    # standardised ones have too few digits for an element that hardly changes.
+    way = scales.state_change(next_states - states.detach().unsqueeze(-2))
+    arrived = th.cat(progress, dim=-2) + th.cat([part.state_change for part in expected], dim=-2)
+    changes = alive.unsqueeze(-1) * (arrived - way)
+    ends = alive * (th.cat([part.ended for part in expected], dim=-1) - windows.terminated)
+    returns = th.cat([part.return_to_go for part in expected], dim=-1) - scales.return_to_go(windows.returns_to_go)
+    weights = return_weight * alive * windows.return_weights
+    losses = (
+        (rewards**2).mean(dim=-1)
+        + (changes**2).mean(dim=(-1, -2))
+        + (ends**2).mean(dim=-1)
+        + (weights * returns**2).mean(dim=-1)
+    )
+    return WindowErrors(
+        losses=losses,
+        rewards=rewards.detach().abs().sum(dim=-1),
+        returns=(weights * returns.detach().abs()).mean(dim=-1),
+        state_loss=(changes.detach() ** 2).mean(),
+    )
