@@ -1,0 +1,173 @@
+"""Judges in closed form equal judges by autograd, through the policies that users have."""
+
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sb3_rgrl import RGRL
+from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, closed_form_of
+from sb3_rgrl.policies import (
+    AttentionEnsemblePolicy,
+    EnsemblePolicy,
+    GruEnsemblePolicy,
+    LstmEnsemblePolicy,
+    MlpEnsemblePolicy,
+    RnnEnsemblePolicy,
+)
+from tests.test_run import SMALL
+
+CLOSED = [MlpEnsemblePolicy, GruEnsemblePolicy, LstmEnsemblePolicy, RnnEnsemblePolicy]
+ACTION_SPACES = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-2.0, np.array([1.0, 3.0], dtype=np.float32)),
+}
+
+
+def make_policy(policy_class, space: str = "discrete", seed: int = 0, **kwargs) -> EnsemblePolicy:
+    th.manual_seed(seed)
+    sizes = {"ensemble_size": 3, "plan_horizon": 6, "sequence_length": 3, "n_candidates": 6, "n_plan_iterations": 3}
+    observations = spaces.Box(-np.inf, np.inf, (4,))
+    policy = policy_class(observations, ACTION_SPACES[space], lambda _: 1e-3, **{**sizes, "dropout": 0.2, **kwargs})
+    rng = np.random.default_rng(seed)
+    states = th.as_tensor(rng.normal(2.0, 3.0, (40, 4)), dtype=th.float32)
+    changes = th.as_tensor(rng.normal(0.0, 2.0, (40, 1, 4)), dtype=th.float32)
+    policy.scales.learn_windows(states, changes, th.as_tensor(rng.normal(1.0, 2.0, (40, 3)), dtype=th.float32))
+    returns = th.as_tensor(rng.normal(5.0, 4.0, 40), dtype=th.float32)
+    policy.scales.learn_returns(returns, th.ones(40))
+    policy.scales.learn_best_return(returns, th.ones(40))
+    return policy
+
+
+def both_judges(policy: EnsemblePolicy, n_states: int) -> tuple[AutogradJudges, ClosedFormJudges]:
+    """Of one case, with generators of their own that draw the same missing units."""
+    states = th.randn(n_states, 4, generator=th.Generator().manual_seed(1))
+    cases = [Case(states, policy.goal(), policy.units(), th.Generator().manual_seed(2)) for _ in range(2)]
+    form = closed_form_of(policy.ensemble, policy.action_space)
+    assert form is not None
+    return (
+        AutogradJudges(policy.ensemble, policy.codec, cases[0]),
+        ClosedFormJudges(form, policy.ensemble, policy.codec, cases[1]),
+    )
+
+
+def assert_close(actual: np.ndarray, expected: th.Tensor) -> None:
+    """To 1e-5 of the largest number."""
+    wanted = expected.detach().numpy()
+    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5 * float(np.abs(wanted).max()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    policy_class=st.sampled_from(CLOSED),
+    space=st.sampled_from(sorted(ACTION_SPACES)),
+    aim=st.sampled_from(["return", "step"]),
+    return_weight=st.sampled_from([0.0, 0.7]),
+    activation_fn=st.sampled_from([nn.SiLU, nn.Tanh, nn.ReLU]),
+    net_arch=st.lists(st.integers(1, 9), min_size=1, max_size=2),
+    n_states=st.integers(1, 3),
+    chosen=st.sampled_from([None, [2, 0, 2, 1]]),
+    seed=st.integers(0, 100),
+)
+def test_gradients_and_scores_equal_autograd(
+    policy_class, space, aim, return_weight, activation_fn, net_arch, n_states, chosen, seed
+):
+    policy = make_policy(
+        policy_class, space, seed, aim=aim, return_weight=return_weight, activation_fn=activation_fn, net_arch=net_arch
+    )
+    plain, fast = both_judges(policy, n_states)
+    judged = None if chosen is None else np.array(chosen)
+    n_groups, n_plans = (3, 2) if chosen is None else (4, 1)
+    preactivated = th.randn(n_groups, n_plans * n_states, 6, policy.codec.dim)
+    for _ in range(2):  # the second time with other units missing, and in buffers that were used
+        error, gradient = plain.gradient(preactivated, judged)
+        fast_error, fast_gradient = fast.gradient(preactivated.numpy(), judged)
+        assert_close(fast_error, error)
+        assert_close(fast_gradient, gradient)
+    plans = preactivated.reshape(n_groups * n_plans, n_states, 6, -1)
+    assert_close(fast.score(plans.numpy()), plain.score(plans))
+
+
+@pytest.mark.parametrize("member_choice", ["random", "cyclic", "mean"])
+@pytest.mark.parametrize("n_candidates", [6, 4])
+@pytest.mark.parametrize("policy_class", CLOSED)
+def test_decisions_are_the_same_on_both_paths(policy_class, n_candidates, member_choice):
+    policy = make_policy(policy_class, n_candidates=n_candidates, member_choice=member_choice)
+    observations = np.random.default_rng(3).normal(2.0, 3.0, (5, 4)).astype(np.float32)
+    plans = []
+    for fast_gradients in (True, False):
+        policy.fast_gradients = fast_gradients
+        plans.append(policy.plan(observations))
+    fast, plain = plans
+    assert isinstance(fast.descent.preactivated, np.ndarray)
+    assert isinstance(plain.descent.preactivated, th.Tensor)
+    np.testing.assert_allclose(fast.preactivated, plain.preactivated, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(fast.error, plain.error, rtol=1e-3)
+    np.testing.assert_allclose(fast.disagreement, plain.disagreement, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(fast.actions, plain.actions)
+
+
+def test_closed_form_sees_what_was_learned():
+    model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, **SMALL).learn(100)
+    observation = model.get_env().reset()
+    before = model.policy.plan(observation).error
+    model.train(5, 8)
+    after = model.policy.plan(observation).error
+    model.policy.fast_gradients = False
+    assert before != pytest.approx(after, rel=1e-3)
+    np.testing.assert_allclose(model.policy.plan(observation).error, after, rtol=1e-4)
+
+
+def test_copies_work_in_arrays_of_their_own():
+    policy = make_policy(MlpEnsemblePolicy)
+    observations = np.ones((2, 4), dtype=np.float32)
+    expected = policy.plan(observations)
+    other = copy.deepcopy(policy)
+    with th.no_grad():
+        for weight in other.ensemble.weights:
+            weight.mul_(2.0)
+    assert not np.allclose(other.plan(observations).error, expected.error)
+    np.testing.assert_array_equal(policy.plan(observations).preactivated, expected.preactivated)
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "kwargs"),
+    [
+        (MlpEnsemblePolicy, {"activation_fn": nn.GELU}),
+        (MlpEnsemblePolicy, {"net_arch": []}),
+        (AttentionEnsemblePolicy, {"net_arch": [8]}),
+        (MlpEnsemblePolicy, {"member_groups": [{"n_members": 1}, {"n_members": 2, "kind": "gru", "net_arch": [4]}]}),
+    ],
+    ids=["gelu", "linear", "attention", "mixed"],
+)
+def test_members_without_a_closed_form_plan_by_autograd(policy_class, kwargs):
+    policy = make_policy(policy_class, **kwargs)
+    assert closed_form_of(policy.ensemble, policy.action_space) is None
+    plan = policy.plan(np.zeros((2, 4), dtype=np.float32))
+    assert isinstance(plan.descent.preactivated, th.Tensor)
+    assert plan.actions.shape == (2, 6)
+
+
+def test_double_precision_plans_by_autograd():
+    policy = make_policy(MlpEnsemblePolicy).double()
+    states = th.zeros(1, 4, dtype=th.float64)
+    case = Case(states, policy.goal(), policy.units(), th.Generator())
+    plan = policy._decide(case, th.zeros(6, 1, 6, 3, dtype=th.float64))
+    assert plan.preactivated.dtype == np.float64
+
+
+def test_agents_learn_alike_on_both_paths():
+    """The first decisions of two agents that differ in the path alone; later, rounding may tip a choice."""
+    actions = []
+    for fast_gradients in (True, False):
+        settings_ = {**SMALL, "policy_kwargs": {"net_arch": [16], "fast_gradients": fast_gradients}}
+        model = RGRL("MlpEnsemblePolicy", gym.make("Pendulum-v1"), seed=0, **settings_).learn(90)
+        actions.append(model.replay_buffer.actions[:90].copy())
+    np.testing.assert_array_equal(actions[0][:60], actions[1][:60])
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-3)
