@@ -1,6 +1,5 @@
 """Policies of RGRL. They hold the ensemble and its units; to predict an action is to plan."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,7 +20,8 @@ from sb3_rgrl.goals import AIMS, Goal, check_desired_reward, make_goal
 from sb3_rgrl.imagination import Outcome, Units, imagine
 from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, Judges, closed_form_of
 from sb3_rgrl.losses import WindowErrors, window_errors
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, initial_actions, pick_best
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
+from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales, WindowSamples
 
 
@@ -93,11 +93,6 @@ class EnsemblePolicy(BasePolicy):
     :raises ValueError: If a parameter is out of its range.
     """
 
-    # A warm plan must be able to change its mind: far out, tanh and softmax have no gradient left.
-    WARM_LIMIT = 3.0
-    # Share of the initial noise that is added to warm plans, so that they differ.
-    WARM_NOISE = 0.5
-
     member_kind: ClassVar[str] = "mlp"
     default_net_arch: ClassVar[tuple[int, ...]] = (64, 64)
     default_activation_fn: ClassVar[type[nn.Module]] = nn.SiLU
@@ -162,18 +157,20 @@ class EnsemblePolicy(BasePolicy):
         if windows_per_sample < 1:
             raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
-        self.n_candidates, self.gamma, self.dropout = n_candidates, gamma, dropout
-        self.action_init_std, self.action_noise_correlation = action_init_std, action_noise_correlation
+        self.gamma, self.dropout = gamma, dropout
         self.reward_range = reward_range
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.fast_gradients = aim, return_weight, fast_gradients
-        self.action_initializer, self.warm_start = action_initializer, warm_start
+        self.warm_start = warm_start
         self.windows_per_sample = windows_per_sample
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer
         self.member_kwargs, self.member_groups = member_kwargs, member_groups
         self.codec = make_codec(action_space)
+        self.starts = PlanStarts(
+            n_candidates, plan_horizon, self.codec.dim, action_initializer, action_init_std, action_noise_correlation
+        )
         self.features_extractor = self.make_features_extractor()
         self.scales = Scales(self.features_extractor.features_dim)
         self.ensemble = make_ensemble(
@@ -325,8 +322,9 @@ class EnsemblePolicy(BasePolicy):
         with th.inference_mode(False), th.enable_grad():
             states = self.standardised_states(observation)
             generator = th.Generator().manual_seed(0) if deterministic else self.generator
-            noise = self._noise_of(states) if deterministic else self._noise(len(states), generator)
-            plans = noise if state is None or not self.warm_start else self._warm_start(noise, state[0], episode_start)
+            plans = self.starts.of_states(states) if deterministic else self.starts.fresh(len(states), generator)
+            if state is not None and self.warm_start:
+                plans = self.starts.warm(plans, state[0], episode_start)
             return self._decide(Case(states, self.goal(), self.units(), generator), plans)
 
     def _decide(self, case: Case, plans: th.Tensor) -> Plan:
@@ -363,39 +361,6 @@ class EnsemblePolicy(BasePolicy):
             disagreement=disagreement,
             descent=descent,
         )
-
-    def _noise(self, n_states: int, generator: th.Generator) -> th.Tensor:
-        """
-        :return: Initial pre-activated actions, correlated along T as AR(1) noise, shape (P, n, T, action_dim).
-        """
-        shape = (self.n_candidates, n_states, self.plan_horizon, self.codec.dim)
-        kind, correlation = self.action_initializer, self.action_noise_correlation
-        return initial_actions(kind, shape, self.action_init_std, correlation, generator)
-
-    def _noise_of(self, states: th.Tensor) -> th.Tensor:
-        """
-        Noise that is a function of each state. The same noise at every step would push the plans of all steps to the
-        same side: on CartPole an agent that holds the pole for 500 steps with fresh noise then drifts out at 200.
-
-        :return: Initial pre-activated actions, shape (P, n, T, action_dim).
-        """
-        seeds = [zlib.crc32(row.tobytes()) for row in states.cpu().numpy()]
-        return th.cat([self._noise(1, th.Generator().manual_seed(seed)) for seed in seeds], dim=1)
-
-    def _warm_start(self, noise: th.Tensor, last_plans: np.ndarray, episode_start: np.ndarray | None) -> th.Tensor:
-        """
-        Let half of the plans go on from the last decision: its first action is done, its last one is new.
-
-        :return: Initial pre-activated actions, shape (P, n, T, action_dim).
-        """
-        last = th.as_tensor(last_plans).clamp(-self.WARM_LIMIT, self.WARM_LIMIT)
-        warm = noise[: (self.n_candidates + 1) // 2].clone()
-        warm[1:, :, :-1] = last[:, 1:] + self.WARM_NOISE * warm[1:, :, :-1]
-        warm[0, :, :-1] = last[:, 1:]
-        if episode_start is not None:
-            begins = th.as_tensor(episode_start, dtype=th.bool)[:, None, None]
-            warm = th.where(begins, noise[: len(warm)], warm)
-        return th.cat([warm, noise[len(warm) :]])
 
     # SB3's side
 
@@ -456,10 +421,10 @@ class EnsemblePolicy(BasePolicy):
             plan_horizon=self.plan_horizon,
             sequence_length=self.sequence_length,
             n_plan_iterations=self.planner.n_iterations,
-            n_candidates=self.n_candidates,
+            n_candidates=self.starts.n_plans,
             action_learning_rate=self.planner.learning_rate,
-            action_init_std=self.action_init_std,
-            action_noise_correlation=self.action_noise_correlation,
+            action_init_std=self.starts.std,
+            action_noise_correlation=self.starts.correlation,
             desired_reward=self.desired_reward,
             reward_range=self.reward_range,
             gamma=self.gamma,
@@ -467,7 +432,7 @@ class EnsemblePolicy(BasePolicy):
             aim=self.aim,
             return_weight=self.return_weight,
             action_optimizer=self.planner.optimizer,
-            action_initializer=self.action_initializer,
+            action_initializer=self.starts.initializer,
             member_choice=self.planner.member_choice,
             warm_start=self.warm_start,
             windows_per_sample=self.windows_per_sample,

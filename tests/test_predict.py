@@ -87,7 +87,7 @@ def test_warm_start_shifts_the_last_plan(model, observations):
     last = np.random.default_rng(1).normal(size=(6, 6, policy.codec.dim)).astype(np.float32)
     noise = th.zeros(4, 6, 6, policy.codec.dim)
     begins = np.array([False, True, False, False, False, False])
-    plans = policy._warm_start(noise, last, begins).numpy()
+    plans = policy.starts.warm(noise, last, begins).numpy()
     np.testing.assert_array_equal(plans[0, 0, :-1], last[0, 1:])
     # Where an episode begins the last plan means nothing; the second half of the population never looks at it.
     assert not plans[:, 1].any()
