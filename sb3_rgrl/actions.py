@@ -1,11 +1,13 @@
 """Between the environment's actions, the members' inputs and the pre-activated actions that the planner moves."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+
+Array = TypeVar("Array", th.Tensor, np.ndarray)
 
 
 class ActionCodec(ABC):
@@ -39,10 +41,10 @@ class ActionCodec(ABC):
         """
 
     @abstractmethod
-    def execute(self, preactivated: th.Tensor) -> th.Tensor:
+    def execute(self, preactivated: Array) -> Array:
         """
         :param preactivated: Pre-activated actions, shape (..., dim).
-        :return: The encoded actions that would really be executed, same shape.
+        :return: The encoded actions that would really be executed, same shape and kind of array.
         """
 
 
@@ -78,9 +80,12 @@ class BoxCodec(ActionCodec):
         """See :meth:`ActionCodec.activate`."""
         return th.tanh(preactivated)
 
-    def execute(self, preactivated: th.Tensor) -> th.Tensor:
+    def execute(self, preactivated: Array) -> Array:
         """See :meth:`ActionCodec.execute`."""
-        return th.tanh(preactivated)
+        if isinstance(preactivated, th.Tensor):
+            return th.tanh(preactivated)
+        bounded: np.ndarray = np.tanh(preactivated)
+        return bounded
 
 
 class DiscreteCodec(ActionCodec):
@@ -109,10 +114,13 @@ class DiscreteCodec(ActionCodec):
         """See :meth:`ActionCodec.activate`."""
         return th.softmax(preactivated, dim=-1)
 
-    def execute(self, preactivated: th.Tensor) -> th.Tensor:
+    def execute(self, preactivated: Array) -> Array:
         """See :meth:`ActionCodec.execute`."""
-        choice = preactivated.argmax(dim=-1, keepdim=True)
-        return th.zeros_like(preactivated).scatter_(-1, choice, 1.0)
+        if isinstance(preactivated, th.Tensor):
+            choice = preactivated.argmax(dim=-1, keepdim=True)
+            return th.zeros_like(preactivated).scatter_(-1, choice, 1.0)
+        one_hot: np.ndarray = np.eye(self.dim, dtype=preactivated.dtype).take(preactivated.argmax(axis=-1), axis=0)
+        return one_hot
 
 
 def make_codec(space: spaces.Space[Any]) -> ActionCodec:

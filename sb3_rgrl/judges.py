@@ -3,6 +3,8 @@
 The two agree; autograd is what is meant, the closed form is what is fast on a CPU.
 """
 
+from collections.abc import Hashable
+from operator import is_
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -27,16 +29,16 @@ class Case(NamedTuple):
     """Standardised states, shape (n, d)."""
     goal: Goal
     units: Units
-    generator: th.Generator
+    generator: np.random.Generator
     """Source of the hidden units that thinned members miss."""
 
 
 class Judges(Protocol[Array]):
     """Members that judge plans for one decision."""
 
-    def take(self, plans: th.Tensor) -> Array:
+    def take(self, plans: np.ndarray) -> Array:
         """
-        :param plans: Pre-activated actions, on the CPU.
+        :param plans: Pre-activated actions.
         :return: The same as these judges want them.
         """
 
@@ -63,9 +65,9 @@ class AutogradJudges:
         self.ensemble, self.codec, self.case = ensemble, codec, case
         self._gradient = by_autograd(self._error)
 
-    def take(self, plans: th.Tensor) -> th.Tensor:
+    def take(self, plans: np.ndarray) -> th.Tensor:
         """See :meth:`Judges.take`."""
-        return plans.to(self.case.states.device)
+        return th.from_numpy(plans).to(self.case.states.device)
 
     def gradient(self, preactivated: th.Tensor, chosen: np.ndarray | None) -> tuple[th.Tensor, th.Tensor]:
         """See :meth:`Judges.gradient`."""
@@ -95,16 +97,35 @@ class AutogradJudges:
 
 class ClosedFormJudges:
     """
-    Judges in NumPy with the chain rule written out, on the CPU.
+    Judges in NumPy with the chain rule written out, on the CPU. They score many plans in several goes of at most
+    ``MAX_ROWS`` rows for each member (a row is one plan of one state; of more states than that, one plan of each): as
+    fast, and buffers stay small.
 
     :param errors: The closed form of the ensemble, from :func:`closed_form_of`; busy until the decision is made.
     :param ensemble: The members.
     :param codec: What executes actions.
     :param case: What the decision is about.
+    :param n_draws: For how many gradients missing units are drawn at once; they are the same as one after the other.
+    :param changed: Whether weights, goal or units may have changed since these ``errors`` were asked last.
     """
 
-    def __init__(self, errors: closed_form.PlanErrors, ensemble: Ensemble, codec: ActionCodec, case: Case) -> None:
+    MAX_ROWS = 1024
+
+    def __init__(
+        self,
+        errors: closed_form.PlanErrors,
+        ensemble: Ensemble,
+        codec: ActionCodec,
+        case: Case,
+        n_draws: int = 1,
+        changed: bool = True,
+    ) -> None:
         self.errors, self.ensemble, self.codec, self.case = errors, ensemble, codec, case
+        self.n_draws = n_draws
+        self._drawn: list[list[np.ndarray | None]] = []
+        if not changed:
+            errors.face(case.states.numpy())
+            return
         errors.begin(
             [weight.detach().numpy() for weight in ensemble.weights],
             [bias.detach().numpy() for bias in ensemble.biases],
@@ -113,22 +134,72 @@ class ClosedFormJudges:
             case.states.numpy(),
         )
 
-    def take(self, plans: th.Tensor) -> np.ndarray:
+    def take(self, plans: np.ndarray) -> np.ndarray:
         """See :meth:`Judges.take`."""
-        as_numpy: np.ndarray = plans.numpy()
-        return as_numpy
+        return plans
 
     def gradient(self, preactivated: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Judges.gradient`."""
-        missing = self.ensemble.draw_missing(len(preactivated), self.case.generator)
-        units = None if missing is None else [of_layer.numpy() for of_layer in missing]
-        return self.errors.gradient(preactivated, chosen, units)
+        if not self._drawn and self.ensemble.dropout > 0.0:
+            self._drawn = self._draw(len(preactivated))
+        return self.errors.gradient(preactivated, chosen, self._drawn.pop() if self._drawn else None)
+
+    def _draw(self, n_groups: int) -> list[list[np.ndarray | None]]:
+        """
+        :return: Missing units of each layer for the next gradients, the last one first.
+        """
+        of_layers: list[list[np.ndarray | None]] = []
+        for drawn in self.ensemble.draw_missing(self.n_draws * n_groups, self.case.generator) or []:
+            missing = drawn.reshape(self.n_draws, n_groups, -1)
+            some_missing: list[bool] = np.logical_or.reduce(missing, axis=(1, 2)).tolist()
+            of_layers.append([units if some else None for units, some in zip(missing, some_missing, strict=True)])
+        return [list(of_draw) for of_draw in zip(*of_layers, strict=True)][::-1]
 
     def score(self, preactivated: np.ndarray) -> np.ndarray:
         """See :meth:`Judges.score`."""
         population, n_states, *plan = preactivated.shape
-        executed = self.codec.execute(th.from_numpy(preactivated)).numpy().reshape(-1, *plan)
-        return self.errors.score(executed).reshape(-1, population, n_states)
+        # In equal shares: buffers are kept for each number of plans.
+        n_shares = -(-population * n_states // self.MAX_ROWS)
+        at_once = -(-population // n_shares)
+        errors = []
+        for first in range(0, population, at_once):
+            executed = self.codec.execute(preactivated[first : first + at_once]).reshape(-1, *plan)
+            errors.append(self.errors.score(executed).reshape(-1, len(executed) // n_states, n_states))
+        return errors[0] if len(errors) == 1 else np.concatenate(errors, axis=1)
+
+
+class Watch:
+    """
+    Notices what changed, by comparing all numbers: versions of tensors miss what is written through ``.data`` or NumPy.
+    For tensors on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: list[th.Tensor] = []
+        self._pointers: list[int] = []
+        self._views: list[np.ndarray] = []
+        self._now: object = None
+        self._settled: object = None
+
+    def changed(self, tensors: list[th.Tensor], others: Hashable) -> bool:
+        """
+        :param tensors: Some tensors.
+        :param others: Other values, which cannot change themselves.
+        :return: Whether any number or value is not what it was at the call before the last :meth:`settle`.
+        """
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors)) and pointers == self._pointers
+        if not same:
+            # Views are kept, for making them takes longer than comparing. They hold on to their memory, so that no tensor
+            # can move elsewhere and have the same pointer.
+            self._tensors, self._pointers = tensors, pointers
+            self._views = [tensor.detach().numpy() for tensor in tensors]
+        self._now = others, [view.tobytes() for view in self._views]
+        return self._now != self._settled
+
+    def settle(self) -> None:
+        """Say that all was done that the last change asks for."""
+        self._settled = self._now
 
 
 def _as_numpy(value: Any) -> Any:

@@ -17,6 +17,8 @@ MEMBER_CHOICES = ("random", "cyclic", "mean")
 ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
 
 Array = TypeVar("Array", th.Tensor, np.ndarray)
+# An order of the plans, and the one that brings them back.
+_Order = tuple[np.ndarray, np.ndarray]
 
 
 class PlanError(Protocol):
@@ -127,28 +129,30 @@ class MwmSgdPlanner:
         self.n_members, self.n_iterations = n_members, n_iterations
         self.learning_rate, self.optimizer, self.member_choice = learning_rate, optimizer, member_choice
 
-    def descend(self, preactivated: Array, gradient_fn: GradientFn[Array], generator: th.Generator) -> Descent[Array]:
+    def descend(self, preactivated: Array, gradient_fn: GradientFn[Array], generator: np.random.Generator) -> Descent[Array]:
         """
         :param preactivated: Initial pre-activated actions, floating point, shape (P, n, T, action_dim); left as they are.
         :param gradient_fn: The error to descend. It gets the P x n plans plan by plan, the n states of a plan side by
             side, cut into g groups: either m equal ones, one for each member in order, or the P plans.
-        :param generator: Source of the draws of members, on the CPU. Both kinds of arrays get the same draws.
+        :param generator: Source of the draws of members, all made before the first iteration. Both kinds of arrays get the
+            same draws.
         :return: The plans at the end, in the order of the initial ones, and how they got there.
         :raises ValueError: If the plans, or what ``gradient_fn`` makes of them, have the wrong shape or type.
         """
         _check_plans(preactivated)
         step = _AdamStep(preactivated, self.learning_rate) if self.optimizer == "adam" else _SgdStep(self.learning_rate)
         plans, steps = _copy(preactivated), []
+        dealt = self._deal(len(plans), generator)
         # A plan that runs away ends as NaN in silence, in NumPy as in torch: `pick_best` leaves it out.
         with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             for iteration in range(self.n_iterations):
-                error, gradient = self._judge(plans, iteration, gradient_fn, generator)
+                error, gradient = self._judge(plans, gradient_fn, *dealt[iteration])
                 steps.append((plans, error))
                 plans = step(plans, gradient)
         return Descent(plans, steps)
 
     def _judge(
-        self, plans: Array, iteration: int, gradient_fn: GradientFn[Array], generator: th.Generator
+        self, plans: Array, gradient_fn: GradientFn[Array], chosen: np.ndarray | None, order: _Order | None
     ) -> tuple[Array, Array]:
         """
         :return: Error and gradient of each plan at one iteration, shapes (P, n) and (P, n, T, action_dim). The error is
@@ -160,25 +164,32 @@ class MwmSgdPlanner:
             error, gradient = _ask(gradient_fn, everyone, None)
             mean_error, mean_gradient = error.sum(0) / self.n_members, gradient.sum(0) / self.n_members
             return mean_error.reshape(population, n_states), mean_gradient.reshape(plans.shape)
-        order, chosen = self._deal(population, iteration, generator)
         if order is None:
             error, gradient = _ask(gradient_fn, plans, chosen)
             return _copy(error), gradient
-        error, gradient = _ask(gradient_fn, _take(plans, order).reshape(self.n_members, -1, *plan_shape), None)
-        back = order.argsort()
+        there, back = order
+        error, gradient = _ask(gradient_fn, _take(plans, there).reshape(self.n_members, -1, *plan_shape), None)
         return _take(error.reshape(population, n_states), back), _take(gradient.reshape(plans.shape), back)
 
-    def _deal(self, population: int, iteration: int, generator: th.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _deal(self, population: int, generator: np.random.Generator) -> list[tuple[np.ndarray | None, _Order | None]]:
         """
-        :return: Either an order of the plans, whose m equal parts go to the members in turn, or one member per plan.
+        :return: For each iteration one member per plan, or an order of the plans, whose m equal parts go to the members in
+            turn; for ``"mean"`` neither.
         """
-        equal_parts = population % self.n_members == 0
+        if self.member_choice == "mean":
+            return [(None, None)] * self.n_iterations
+        n_rows, equal_parts = self.n_iterations, population % self.n_members == 0
+        plans = np.arange(population)
         if self.member_choice == "cyclic":
-            judges = (np.arange(population) + iteration) % self.n_members
-            return (judges.argsort(kind="stable"), None) if equal_parts else (None, judges)
-        if equal_parts:
-            return th.randperm(population, generator=generator).numpy(), None
-        return None, th.randint(self.n_members, (population,), generator=generator).numpy()
+            judges = (plans + np.arange(n_rows)[:, None]) % self.n_members
+            orders = judges.argsort(axis=1, kind="stable")
+        elif equal_parts:
+            orders = generator.permuted(np.broadcast_to(plans, (n_rows, population)), axis=1)
+        else:
+            judges = generator.integers(self.n_members, size=(n_rows, population))
+        if not equal_parts:
+            return [(row, None) for row in judges]
+        return [(None, pair) for pair in zip(orders, orders.argsort(axis=1), strict=True)]
 
 
 class _SgdStep:
@@ -276,7 +287,9 @@ def _repeat(array: Array, times: int) -> Array:
     return array.expand(shape) if isinstance(array, th.Tensor) else np.broadcast_to(array, shape)
 
 
-def initial_actions(kind: str, shape: Sequence[int], std: float, correlation: float, generator: th.Generator) -> th.Tensor:
+def initial_actions(
+    kind: str, shape: Sequence[int], std: float, correlation: float, generator: np.random.Generator
+) -> np.ndarray:
     """
     Noise to begin plans with; its sigma^2 plays the part of epsilon in epsilon-greedy exploration.
 
@@ -294,8 +307,8 @@ def initial_actions(kind: str, shape: Sequence[int], std: float, correlation: fl
     :param std: Standard deviation sigma, of ``"xavier"`` a factor on its own one.
     :param correlation: Correlation c of neighbouring actions of one plan, in [0, 1): a_k = c a_(k-1) + sqrt(1 - c^2) e_k,
         AR(1) noise, which leaves the variance as it is.
-    :param generator: Source of the draws, on the CPU.
-    :return: Pre-activated actions, float32, on the CPU.
+    :param generator: Source of the draws.
+    :return: Pre-activated actions, float32.
     :raises ValueError: If a parameter is out of its range.
     """
     if kind not in ACTION_INITIALIZERS:
@@ -316,17 +329,18 @@ def initial_actions(kind: str, shape: Sequence[int], std: float, correlation: fl
     return noise
 
 
-def _white_noise(kind: str, shape: Sequence[int], std: float, generator: th.Generator) -> th.Tensor:
+def _white_noise(kind: str, shape: Sequence[int], std: float, generator: np.random.Generator) -> np.ndarray:
     """
     :return: Initial actions that do not depend on each other, see :func:`initial_actions`.
     """
     horizon, action_dim = shape[2:]
     if kind == "zero":
-        return th.zeros(*shape, dtype=th.float32)
+        return np.zeros(shape, np.float32)
     if kind == "uniform":
-        return (th.rand(*shape, generator=generator, dtype=th.float32) * 2.0 - 1.0) * (math.sqrt(3.0) * std)
-    scale = std * math.sqrt(2.0 / (horizon + action_dim)) if kind == "xavier" else std
-    return th.randn(*shape, generator=generator, dtype=th.float32) * scale
+        return (generator.random(shape, dtype=np.float32) * 2.0 - 1.0) * (math.sqrt(3.0) * std)
+    noise = generator.standard_normal(shape, dtype=np.float32)
+    noise *= std * math.sqrt(2.0 / (horizon + action_dim)) if kind == "xavier" else std
+    return noise
 
 
 def pick_best(errors: Array) -> tuple[Array, Array, Array]:

@@ -18,7 +18,7 @@ from sb3_rgrl.closed_form import PlanErrors
 from sb3_rgrl.ensemble import make_ensemble
 from sb3_rgrl.goals import AIMS, Goal, check_desired_reward, make_goal
 from sb3_rgrl.imagination import Outcome, Units, imagine
-from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, Judges, closed_form_of
+from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, Judges, Watch, closed_form_of
 from sb3_rgrl.losses import WindowErrors, window_errors
 from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
 from sb3_rgrl.starts import PlanStarts
@@ -187,9 +187,12 @@ class EnsemblePolicy(BasePolicy):
             **(member_kwargs or {}),
         )
         self._closed_form: PlanErrors | None = None
+        # What it was folded from last, and what plans then aimed at.
+        self._watch = Watch()
+        self._aims: tuple[Goal, Units]
         self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)
-        self.generator = th.Generator().manual_seed(int(th.randint(2**62, ())))
+        self.generator = _generator(int(th.randint(2**62, ())))
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -321,23 +324,50 @@ class EnsemblePolicy(BasePolicy):
         # The caller may be in no_grad or inference_mode; planning needs gradients.
         with th.inference_mode(False), th.enable_grad():
             states = self.standardised_states(observation)
-            generator = th.Generator().manual_seed(0) if deterministic else self.generator
-            plans = self.starts.of_states(states) if deterministic else self.starts.fresh(len(states), generator)
+            generator = _generator(0) if deterministic else self.generator
+            plans = self.starts.of_states(_as_numpy(states)) if deterministic else self.starts.fresh(len(states), generator)
             if state is not None and self.warm_start:
                 plans = self.starts.warm(plans, state[0], episode_start)
-            return self._decide(Case(states, self.goal(), self.units(), generator), plans)
+            return self._decide(states, plans, generator)
 
-    def _decide(self, case: Case, plans: th.Tensor) -> Plan:
+    def _decide(self, states: th.Tensor, plans: np.ndarray, generator: np.random.Generator) -> Plan:
+        """
+        :param states: Standardised states, shape (n, d).
+        :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
+        :param generator: Source of the draws of members and of the units that they miss.
+        :return: The best plan for each state.
+        """
         # Closed forms work in place: outside of the CPU and in other precisions autograd does.
-        on_cpu = case.states.device.type == "cpu" and case.states.dtype == plans.dtype == self.discounts.dtype
+        on_cpu = states.device.type == "cpu" and states.dtype == self.discounts.dtype == th.float32
         if self._closed_form is None and self.fast_gradients and on_cpu:
-            self._closed_form = closed_form_of(self.ensemble, self.action_space)
-        if self._closed_form is not None and self.fast_gradients and on_cpu:
-            judges = ClosedFormJudges(self._closed_form, self.ensemble, self.codec, case)  # type: ignore[arg-type]
-            return self._optimise(judges, plans, case.generator)
-        return self._optimise(AutogradJudges(self.ensemble, self.codec, case), plans, case.generator)
+            self._closed_form, self._watch = closed_form_of(self.ensemble, self.action_space), Watch()
+        judges: Judges[Any]
+        if self._closed_form is None or not self.fast_gradients or not on_cpu:
+            judges = AutogradJudges(self.ensemble, self.codec, Case(states, self.goal(), self.units(), generator))
+        else:
+            changed = self._changed()
+            if changed:
+                self._aims = self.goal(), self.units()
+            case, n_draws = Case(states, *self._aims, generator), max(self.planner.n_iterations, 1)
+            judges = ClosedFormJudges(self._closed_form, self.ensemble, self.codec, case, n_draws, changed)  # type: ignore[arg-type]
+            self._watch.settle()
+        return self._optimise(judges, plans, generator)
 
-    def _optimise(self, judges: Judges[Any], plans: th.Tensor, generator: th.Generator) -> Plan:
+    def _changed(self) -> bool:
+        """
+        :return: Whether anything that members, goal or units depend on is not what the closed form took in last.
+        """
+        scales, desired = self.scales, self.desired_reward
+        rewards, returns = scales.reward, scales.return_to_go
+        tensors = [
+            *self.ensemble.parameters(),
+            *(scales.state.std, scales.state_change.std, rewards.mean, rewards.std, returns.mean, returns.std),
+            *(scales.best_reward, scales.best_return, self.discounts),
+        ]
+        others = (self.aim, tuple(desired) if isinstance(desired, list) else desired, self.gamma, self.return_weight)
+        return self._watch.changed(tensors, others)
+
+    def _optimise(self, judges: Judges[Any], plans: np.ndarray, generator: np.random.Generator) -> Plan:
         """
         :param judges: Who judges plans.
         :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
@@ -352,7 +382,7 @@ class EnsemblePolicy(BasePolicy):
                 "or action_learning_rate is far too large."
             )
         best = _as_numpy(descent.preactivated[chosen, np.arange(len(chosen))])
-        executed = self.codec.execute(th.from_numpy(best).flatten(end_dim=1)).numpy()
+        executed = self.codec.execute(best.reshape(-1, best.shape[-1]))
         return Plan(
             actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),
             preactivated=best,
@@ -380,7 +410,8 @@ class EnsemblePolicy(BasePolicy):
         :param deterministic: Whether the planner's noise depends on nothing but the observation.
         :return: The actions, and the plans to hand to the next call, shape (n, T, action_dim).
         """
-        self.set_training_mode(False)
+        if self.training:
+            self.set_training_mode(False)
         if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
             raise ValueError(
                 "predict() got a tuple (observation, info): that is what reset() of a Gymnasium environment returns, "
@@ -411,7 +442,7 @@ class EnsemblePolicy(BasePolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         # Its arrays are views of each other, which copies are not.
-        return {**self.__dict__, "_closed_form": None}
+        return {**self.__dict__, "_closed_form": None, "_watch": Watch()}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -448,6 +479,10 @@ class EnsemblePolicy(BasePolicy):
             optimizer_kwargs=self.optimizer_kwargs,
         )
         return data
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def _as_numpy(array: Any) -> np.ndarray:

@@ -4,7 +4,6 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch as th
 
 from sb3_rgrl.planner import initial_actions
 
@@ -34,27 +33,28 @@ class PlanStarts:
     # Share of the initial noise that is added to warm plans, so that they differ.
     WARM_NOISE = 0.5
 
-    def fresh(self, n_states: int, generator: th.Generator) -> th.Tensor:
+    def fresh(self, n_states: int, generator: np.random.Generator) -> np.ndarray:
         """
         :param n_states: Number n of states.
         :param generator: Source of the noise.
-        :return: Plans from noise alone, shape (P, n, T, action_dim), on the CPU.
+        :return: Plans from noise alone, float32, shape (P, n, T, action_dim).
         """
         shape = (self.n_plans, n_states, self.horizon, self.action_dim)
         return initial_actions(self.initializer, shape, self.std, self.correlation, generator)
 
-    def of_states(self, states: th.Tensor) -> th.Tensor:
+    def of_states(self, states: np.ndarray) -> np.ndarray:
         """
         Noise that is a function of each state. The same noise at every step would push the plans of all steps to the
         same side: on CartPole an agent that holds the pole for 500 steps with fresh noise then drifts out at 200.
 
         :param states: Shape (n, d).
-        :return: Plans from that noise, shape (P, n, T, action_dim), on the CPU.
+        :return: Plans from that noise, float32, shape (P, n, T, action_dim).
         """
-        seeds = [zlib.crc32(row.tobytes()) for row in states.cpu().numpy()]
-        return th.cat([self.fresh(1, th.Generator().manual_seed(seed)) for seed in seeds], dim=1)
+        seeds = [zlib.crc32(row.tobytes()) for row in states]
+        noises = [self.fresh(1, np.random.Generator(np.random.PCG64(seed))) for seed in seeds]
+        return noises[0] if len(noises) == 1 else np.concatenate(noises, axis=1)
 
-    def warm(self, fresh: th.Tensor, last_plans: np.ndarray, episode_start: np.ndarray | None) -> th.Tensor:
+    def warm(self, fresh: np.ndarray, last_plans: np.ndarray, episode_start: np.ndarray | None) -> np.ndarray:
         """
         Let half of the plans go on from the last decision: its first action is done, its last one is new.
 
@@ -63,11 +63,14 @@ class PlanStarts:
         :param episode_start: Where an episode begins, so that it means nothing, shape (n,); None: nowhere.
         :return: The plans, shape (P, n, T, action_dim).
         """
-        last = th.as_tensor(last_plans).clamp(-self.WARM_LIMIT, self.WARM_LIMIT)
-        warm = fresh[: (self.n_plans + 1) // 2].clone()
-        warm[1:, :, :-1] = last[:, 1:] + self.WARM_NOISE * warm[1:, :, :-1]
-        warm[0, :, :-1] = last[:, 1:]
-        if episode_start is not None:
-            begins = th.as_tensor(episode_start, dtype=th.bool)[:, None, None]
-            warm = th.where(begins, fresh[: len(warm)], warm)
-        return th.cat([warm, fresh[len(warm) :]])
+        plans: np.ndarray = fresh.copy()
+        n_warm = (self.n_plans + 1) // 2
+        last = np.minimum(np.maximum(np.asarray(last_plans)[:, 1:], -self.WARM_LIMIT), self.WARM_LIMIT)
+        warm = plans[:n_warm, :, :-1]
+        warm[0] = 0.0
+        warm *= self.WARM_NOISE
+        warm += last
+        if episode_start is not None and np.any(episode_start):
+            begins = np.asarray(episode_start, dtype=bool)
+            plans[:n_warm, begins] = fresh[:n_warm, begins]
+        return plans

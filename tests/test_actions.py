@@ -131,6 +131,18 @@ def test_tie_executes_one_action():
     assert executed.sum(dim=-1).tolist() == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3, start=2)], ids=str)
+@pytest.mark.parametrize("dtype", [th.float32, th.float64])
+def test_execution_is_the_same_in_numpy(space, dtype):
+    preactivated = th.randn(4, 2, 5, 3, generator=th.Generator().manual_seed(0), dtype=dtype)
+    preactivated[0, 0] = 0.0
+    codec = make_codec(space)
+    executed = codec.execute(preactivated.numpy())
+    assert isinstance(executed, np.ndarray)
+    assert executed.dtype == preactivated.numpy().dtype
+    np.testing.assert_allclose(executed, codec.execute(preactivated).numpy(), rtol=1e-6)
+
+
 def test_box_execution_is_what_was_planned():
     codec = make_codec(spaces.Box(-1, 1, (2,)))
     preactivated = th.linspace(-3, 3, 8).reshape(2, 2, 2)

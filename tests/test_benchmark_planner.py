@@ -46,7 +46,7 @@ def test_baseline_tells_the_planners_error_and_gradient(setting, return_weight):
     # The second state is far out, where imagined states are clamped.
     states = th.randn(2, 4, generator=rng) * th.tensor([[1.0], [20.0]])
     plans = th.randn(5, 8, 15, 2, generator=rng)
-    draws = [th.Generator().manual_seed(1) for _ in range(2)]
+    draws = [np.random.default_rng(1) for _ in range(2)]
     case = Case(states, policy.goal(), policy.units(), draws[0])
     judges = ClosedFormJudges(closed_form_of(policy.ensemble, policy.action_space), policy.ensemble, policy.codec, case)
     error, gradient = judges.gradient(plans.numpy(), None)

@@ -1,5 +1,6 @@
 """Stacked members against separate nets of plain torch with the same weights."""
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
@@ -103,7 +104,7 @@ def test_members_begin_different_and_within_the_bounds_of_linear():
 def test_rows_do_not_depend_on_their_batch():
     ensemble = make_ensemble(dropout=0.3)
     state, actions = inputs(MEMBERS, batch=6)
-    for thinning in (None, th.Generator().manual_seed(0)):
+    for thinning in (None, np.random.default_rng(0)):
         members = ensemble.members(thinning=thinning)
         whole = concatenated(ensemble(state, actions, members))
         for row in range(6):
@@ -114,24 +115,24 @@ def test_rows_do_not_depend_on_their_batch():
 @pytest.mark.parametrize("chosen", [None, [3, 0, 3]], ids=str)
 def test_no_thinning_without_dropout_or_without_a_generator(chosen):
     index = None if chosen is None else th.tensor(chosen)
-    for ensemble, generator in ((make_ensemble(dropout=0.0), th.Generator()), (make_ensemble(dropout=0.5), None)):
-        before = None if generator is None else generator.get_state()
+    for ensemble, generator in ((make_ensemble(dropout=0.0), np.random.default_rng(0)), (make_ensemble(dropout=0.5), None)):
+        before = None if generator is None else generator.bit_generator.state
         layers = ensemble.members(index, generator)
         for layer, weight, bias in zip(layers, ensemble.weights, ensemble.biases, strict=True):
             assert th.equal(layer.weight, weight if index is None else weight[index])
             assert th.equal(layer.bias, bias if index is None else bias[index])
         if generator is not None:
-            assert th.equal(generator.get_state(), before), "a rate of 0 costs draws"
+            assert generator.bit_generator.state == before, "a rate of 0 costs draws"
 
 
-def missing_units(ensemble: MlpEnsemble, generator: th.Generator, chosen: list[int] | None = None) -> list[th.Tensor]:
+def missing_units(ensemble: MlpEnsemble, generator: np.random.Generator, chosen: list[int] | None = None) -> list[th.Tensor]:
     """For each hidden layer, which units of the asked members are missing, read off the weights, shape (g, width)."""
     index = None if chosen is None else th.tensor(chosen)
     return [(layer.weight == 0).all(dim=-1) for layer in ensemble.members(index, generator)[1:]]
 
 
 def test_thinning_has_its_rate_and_is_drawn_anew_for_each_member_and_time():
-    ensemble, generator = make_ensemble((500, 400), dropout=0.2), th.Generator().manual_seed(0)
+    ensemble, generator = make_ensemble((500, 400), dropout=0.2), np.random.default_rng(0)
     asked = [0, 1, 2, 3, 4, 0, 0, 0]
     missing = missing_units(ensemble, generator, asked)
     assert [mask.shape for mask in missing] == [(8, 500), (8, 400)]
@@ -143,23 +144,23 @@ def test_thinning_has_its_rate_and_is_drawn_anew_for_each_member_and_time():
         assert not th.equal(mask[0], mask[1])
     assert not th.equal(missing[0][:, :400], missing[1])
     assert not th.equal(missing_units(ensemble, generator, asked)[0], missing[0])
-    assert th.equal(missing_units(ensemble, th.Generator().manual_seed(0), asked)[0], missing[0])
+    assert th.equal(missing_units(ensemble, np.random.default_rng(0), asked)[0], missing[0])
 
 
 def test_thinned_members_miss_what_was_drawn():
     ensemble = make_ensemble((30, 20), dropout=0.5)
     for chosen in (None, [3, 0, 3]):
-        drawn = ensemble.draw_missing(MEMBERS if chosen is None else 3, th.Generator().manual_seed(4))
-        missing = missing_units(ensemble, th.Generator().manual_seed(4), chosen)
+        drawn = ensemble.draw_missing(MEMBERS if chosen is None else 3, np.random.default_rng(4))
+        missing = missing_units(ensemble, np.random.default_rng(4), chosen)
         for mask, expected in zip(missing, drawn, strict=True):
-            assert th.equal(mask, expected)
-    assert make_ensemble(dropout=0.0).draw_missing(3, th.Generator()) is None
+            np.testing.assert_array_equal(mask, expected)
+    assert make_ensemble(dropout=0.0).draw_missing(3, np.random.default_rng()) is None
 
 
 def test_thinning_leaves_the_global_generator_and_the_weights_alone():
     ensemble = make_ensemble(dropout=0.5)
     state, weights = th.get_rng_state(), [weight.detach().clone() for weight in ensemble.weights]
-    ensemble.members(None, th.Generator().manual_seed(0))
+    ensemble.members(None, np.random.default_rng(0))
     assert th.equal(th.get_rng_state(), state)
     assert all(th.equal(weight, before) for weight, before in zip(ensemble.weights, weights, strict=True))
 
@@ -169,10 +170,10 @@ def test_thinned_member_misses_its_units_for_the_whole_batch(chosen):
     ensemble = make_ensemble(dropout=0.5)
     groups = list(range(MEMBERS)) if chosen is None else chosen
     state, actions = inputs(len(groups), batch=6)
-    missing = missing_units(ensemble, th.Generator().manual_seed(3), chosen)
+    missing = missing_units(ensemble, np.random.default_rng(3), chosen)
     assert all(0 < mask.sum() < mask.numel() for mask in missing)
     # The same draws once more.
-    layers = ensemble.members(None if chosen is None else th.tensor(chosen), th.Generator().manual_seed(3))
+    layers = ensemble.members(None if chosen is None else th.tensor(chosen), np.random.default_rng(3))
     thinned = concatenated(ensemble(state, actions, layers))
     nets = separate_nets(ensemble, nn.SiLU)
     for group, member in enumerate(groups):
@@ -190,7 +191,7 @@ def test_thinned_member_misses_its_units_for_the_whole_batch(chosen):
 
 def test_thinning_keeps_the_expectation():
     # Over many draws the thinned outputs of a net with one hidden layer, in which dropout is linear, average out.
-    ensemble, generator = make_ensemble((16,), dropout=0.3), th.Generator().manual_seed(0)
+    ensemble, generator = make_ensemble((16,), dropout=0.3), np.random.default_rng(0)
     state, actions = inputs(MEMBERS, batch=2)
     whole = concatenated(ensemble(state, actions, ensemble.members()))
     with th.no_grad():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import sb3_rgrl.closed_form
 from sb3_rgrl import RGRL
 from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, closed_form_of
 from sb3_rgrl.policies import (
@@ -48,7 +49,7 @@ def make_policy(policy_class, space: str = "discrete", seed: int = 0, **kwargs) 
 def both_judges(policy: EnsemblePolicy, n_states: int) -> tuple[AutogradJudges, ClosedFormJudges]:
     """Of one case, with generators of their own that draw the same missing units."""
     states = th.randn(n_states, 4, generator=th.Generator().manual_seed(1))
-    cases = [Case(states, policy.goal(), policy.units(), th.Generator().manual_seed(2)) for _ in range(2)]
+    cases = [Case(states, policy.goal(), policy.units(), np.random.default_rng(2)) for _ in range(2)]
     form = closed_form_of(policy.ensemble, policy.action_space)
     assert form is not None
     return (
@@ -157,8 +158,7 @@ def test_members_without_a_closed_form_plan_by_autograd(policy_class, kwargs):
 def test_double_precision_plans_by_autograd():
     policy = make_policy(MlpEnsemblePolicy).double()
     states = th.zeros(1, 4, dtype=th.float64)
-    case = Case(states, policy.goal(), policy.units(), th.Generator())
-    plan = policy._decide(case, th.zeros(6, 1, 6, 3, dtype=th.float64))
+    plan = policy._decide(states, np.zeros((6, 1, 6, 3)), np.random.default_rng(0))
     assert plan.preactivated.dtype == np.float64
 
 
@@ -171,3 +171,188 @@ def test_agents_learn_alike_on_both_paths():
         actions.append(model.replay_buffer.actions[:90].copy())
     np.testing.assert_array_equal(actions[0][:60], actions[1][:60])
     np.testing.assert_allclose(actions[0], actions[1], atol=1e-3)
+
+
+# What is remembered from one decision to the next
+
+
+def planned(policy: EnsemblePolicy) -> tuple[np.ndarray, ...]:
+    plan = policy.plan(np.ones((2, 4), dtype=np.float32))
+    return plan.preactivated, plan.error, plan.disagreement
+
+
+def without_memory(policy: EnsemblePolicy) -> EnsemblePolicy:
+    fresh = copy.deepcopy(policy)
+    assert fresh._closed_form is None
+    return fresh
+
+
+def write_by_numpy(policy: EnsemblePolicy) -> None:
+    policy.ensemble.weights[1].detach().numpy()[0, 0, 0] += 1.0
+
+
+def write_as_data(policy: EnsemblePolicy) -> None:
+    policy.ensemble.biases[0].data.mul_(2.0)
+
+
+def hand_over_other_data(policy: EnsemblePolicy) -> None:
+    for parameter in policy.ensemble.parameters():
+        parameter.data = parameter.data * 1.5
+
+
+def write_in_place(policy: EnsemblePolicy) -> None:
+    with th.no_grad():
+        policy.ensemble.weights[0][2, 0, 0] += 0.5
+
+
+def step_of_optimizer(policy: EnsemblePolicy) -> None:
+    for parameter in policy.ensemble.parameters():
+        parameter.grad = th.ones_like(parameter)
+    policy.optimizer.step()
+
+
+def load_another_state(policy: EnsemblePolicy) -> None:
+    other = make_policy(type(policy), seed=9)
+    policy.load_state_dict(other.state_dict())
+
+
+def replace_a_parameter(policy: EnsemblePolicy) -> None:
+    policy.ensemble.weights[0] = nn.Parameter(policy.ensemble.weights[0].detach() * 2.0)
+
+
+def learn_returns(policy: EnsemblePolicy) -> None:
+    policy.scales.learn_returns(th.full((5,), 50.0), th.ones(5))
+
+
+def replace_a_buffer(policy: EnsemblePolicy) -> None:
+    policy.scales.reward.std = policy.scales.reward.std * 2.0
+
+
+def desire(policy: EnsemblePolicy) -> None:
+    policy.set_desired_reward([3.0, 4.0, 5.0])
+
+
+def desire_in_place(policy: EnsemblePolicy) -> None:
+    policy.desired_reward[1] = 30.0
+
+
+def aim_at_steps(policy: EnsemblePolicy) -> None:
+    policy.aim = "step"
+
+
+def look_less_far(policy: EnsemblePolicy) -> None:
+    policy.gamma = 0.5
+
+
+def weigh_returns(policy: EnsemblePolicy) -> None:
+    policy.return_weight = 0.0
+
+
+CHANGES = [
+    *(write_by_numpy, write_as_data, hand_over_other_data, write_in_place, step_of_optimizer, load_another_state),
+    *(
+        replace_a_parameter,
+        learn_returns,
+        replace_a_buffer,
+        desire,
+        desire_in_place,
+        aim_at_steps,
+        look_less_far,
+        weigh_returns,
+    ),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("policy_class", [MlpEnsemblePolicy, LstmEnsemblePolicy])
+def test_what_changes_is_noticed_at_the_next_decision(policy_class, change):
+    policy = make_policy(policy_class, desired_reward=[1.0, 2.0, 3.0] if change is desire_in_place else None)
+    for _ in range(2):  # the second time from memory
+        before = planned(policy)
+        change(policy)
+        found = planned(policy)
+        for array, expected in zip(found, planned(without_memory(policy)), strict=True):
+            np.testing.assert_array_equal(array, expected)
+        if change in (desire, desire_in_place, aim_at_steps, look_less_far, weigh_returns, load_another_state):
+            break  # twice the same is no change
+        assert not np.array_equal(found[1], before[1]), "nothing to notice"
+
+
+@pytest.mark.parametrize("aim", ["return", "step"])
+@pytest.mark.parametrize("desired_reward", [None, 1.0])
+def test_each_number_of_the_scales_is_noticed(desired_reward, aim):
+    policy = make_policy(MlpEnsemblePolicy, desired_reward=desired_reward, aim=aim)
+    planned(policy)
+    for name, buffer in policy.scales.named_buffers():
+        buffer += 1
+        found = planned(policy)
+        for array, expected in zip(found, planned(without_memory(policy)), strict=True):
+            np.testing.assert_array_equal(array, expected, err_msg=name)
+
+
+def test_a_decision_that_failed_leaves_no_stale_numbers(monkeypatch):
+    policy = make_policy(MlpEnsemblePolicy)
+    planned(policy)
+    write_in_place(policy)
+    goal = policy.goal
+    monkeypatch.setattr(policy, "goal", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        planned(policy)
+    monkeypatch.setattr(policy, "goal", goal)
+    found = planned(policy)
+    monkeypatch.undo()
+    for array, expected in zip(found, planned(without_memory(policy)), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_nothing_is_folded_anew_while_nothing_changes(monkeypatch):
+    policy, folded = make_policy(MlpEnsemblePolicy), []
+    begin = sb3_rgrl.closed_form.PlanErrors.begin
+    monkeypatch.setattr(sb3_rgrl.closed_form.PlanErrors, "begin", lambda *args: folded.append(1) or begin(*args))
+    first = planned(policy)
+    other = policy.plan(np.zeros((1, 4), dtype=np.float32)).preactivated
+    assert not np.allclose(other, first[0][:1])
+    for array, expected in zip(planned(policy), first, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert len(folded) == 1
+    write_in_place(policy)
+    planned(policy)
+    assert len(folded) == 2
+
+
+# In several goes
+
+
+@pytest.mark.parametrize("policy_class", CLOSED)
+@pytest.mark.parametrize(
+    ("n_states", "max_rows", "shapes"), [(2, 5, [4, 4, 4]), (2, 8, [6, 6]), (3, 2, [3] * 6), (1, 4, [3, 3])]
+)
+def test_scores_in_several_goes_are_the_same(policy_class, n_states, max_rows, shapes, monkeypatch):
+    policy = make_policy(policy_class, net_arch=[8])
+    _, judges = both_judges(policy, n_states)
+    plans = np.random.default_rng(0).normal(size=(6, n_states, 6, 3)).astype(np.float32)
+    at_once, asked, score = judges.score(plans), [], judges.errors.score
+    monkeypatch.setattr(ClosedFormJudges, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(judges.errors, "score", lambda actions: asked.append(len(actions)) or score(actions))
+    np.testing.assert_allclose(judges.score(plans), at_once, rtol=1e-5)
+    assert asked == shapes
+
+
+def test_shares_may_be_uneven(monkeypatch):
+    _, judges = both_judges(make_policy(MlpEnsemblePolicy), 2)
+    plans = np.random.default_rng(0).normal(size=(7, 2, 6, 3)).astype(np.float32)
+    at_once = judges.score(plans)
+    monkeypatch.setattr(ClosedFormJudges, "MAX_ROWS", 4)
+    np.testing.assert_allclose(judges.score(plans), at_once, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 3, 5])
+def test_missing_units_drawn_at_once_are_those_drawn_one_after_the_other(n_draws):
+    policy = make_policy(MlpEnsemblePolicy, net_arch=[7, 4])
+    plain, fast = both_judges(policy, 1)
+    fast = ClosedFormJudges(fast.errors, policy.ensemble, policy.codec, fast.case, n_draws)
+    preactivated = th.randn(3, 2, 6, 3, generator=th.Generator().manual_seed(0))
+    for _ in range(5):
+        assert_close(fast.gradient(preactivated.numpy(), None)[1], plain.gradient(preactivated, None)[1])
+    if 5 % n_draws == 0:
+        assert fast.case.generator.bit_generator.state == plain.case.generator.bit_generator.state

@@ -130,9 +130,9 @@ def test_members_are_thinned_group_by_group(chosen):
     ensemble = make_mixed(dropout=0.4)
     index = None if chosen is None else th.tensor(chosen)
     state, actions = inputs(7 if chosen is None else 4)
-    thinned = ensemble(state, actions, ensemble.members(index, th.Generator().manual_seed(0)))
-    again = ensemble(state, actions, ensemble.members(index, th.Generator().manual_seed(0)))
-    other = ensemble(state, actions, ensemble.members(index, th.Generator().manual_seed(1)))
+    thinned = ensemble(state, actions, ensemble.members(index, np.random.default_rng(0)))
+    again = ensemble(state, actions, ensemble.members(index, np.random.default_rng(0)))
+    other = ensemble(state, actions, ensemble.members(index, np.random.default_rng(1)))
     whole = ensemble(state, actions, ensemble.members(index))
     for place in range(len(state)):
         assert th.equal(thinned.rewards[place], again.rewards[place])
@@ -140,7 +140,7 @@ def test_members_are_thinned_group_by_group(chosen):
         assert not th.allclose(thinned.rewards[place], whole.rewards[place])
     if chosen is not None:
         same = ensemble(
-            state[:1].expand(4, -1, -1), actions[:1].expand(4, -1, -1, -1), ensemble.members(index, th.Generator())
+            state[:1].expand(4, -1, -1), actions[:1].expand(4, -1, -1, -1), ensemble.members(index, np.random.default_rng())
         )
         assert not th.allclose(same.rewards[0], same.rewards[2]), "each group of rows is thinned for itself"
 

@@ -131,8 +131,8 @@ def of_kind(plans: th.Tensor, backend: str) -> th.Tensor | np.ndarray:
     return plans.clone() if backend == "torch" else plans.numpy().copy()
 
 
-def generator(seed: int = 0) -> th.Generator:
-    return th.Generator().manual_seed(seed)
+def generator(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def who_judged(members: Members, descent: Descent) -> np.ndarray:
@@ -156,15 +156,19 @@ def expected_judges(
 ) -> list[list[list[int]]]:
     """The members that judge each plan at each iteration, from the same draws, written down independently."""
     draws, judges = generator(seed), []
+    if population % n_members:
+        drawn = draws.integers(n_members, size=(n_iterations, population))
+    else:
+        drawn = draws.permuted(np.tile(np.arange(population), (n_iterations, 1)), axis=1)
     for k in range(n_iterations):
         if member_choice == "mean":
             judges.append([list(range(n_members)) for _ in range(population)])
         elif member_choice == "cyclic":
             judges.append([[(plan + k) % n_members] for plan in range(population)])
         elif population % n_members:
-            judges.append([[int(i)] for i in th.randint(n_members, (population,), generator=draws)])
+            judges.append([[int(i)] for i in drawn[k]])
         else:
-            place = th.randperm(population, generator=draws).tolist()
+            place = drawn[k].tolist()
             judges.append([[place.index(plan) // (population // n_members)] for plan in range(population)])
     return judges
 
@@ -252,7 +256,7 @@ def test_adam_equals_torch_adam(backend, population):
 
 def test_adam_has_the_epsilon_of_torch_adam():
     # On slopes of about 1e-8 epsilon halves the step; elsewhere it hardly shows.
-    slopes = 1e-8 * (1.0 + th.rand(2, 1, 1, 1, generator=generator(), dtype=th.float64))
+    slopes = 1e-8 * (1.0 + th.rand(2, 1, 1, 1, generator=th.Generator().manual_seed(0), dtype=th.float64))
     start = th.zeros(2, 1, 1, 1, dtype=th.float64)
     constant = lambda plans, chosen: (plans[..., 0, 0], slopes.reshape(plans.shape))  # noqa: E731
     descent = MwmSgdPlanner(1, 5, 0.3, "adam", "cyclic").descend(start, constant, generator())
@@ -389,9 +393,9 @@ def test_mean_asks_every_member_about_every_plan(backend, n_members, population)
 @pytest.mark.parametrize("population", [4, 6])
 def test_only_random_members_are_drawn(member_choice, population):
     draws = generator()
-    before = draws.get_state()
+    before = draws.bit_generator.state
     MwmSgdPlanner(3, 5, 0.1, "sgd", member_choice).descend(initial_plans(population), by_autograd(Parabolas(3)), draws)
-    assert th.equal(draws.get_state(), before) == (member_choice != "random")
+    assert (draws.bit_generator.state == before) == (member_choice != "random")
 
 
 def test_each_plan_meets_all_its_states_with_the_same_member():
@@ -589,13 +593,17 @@ def test_plans_run_away_without_a_warning(backend, optimizer):
 SHAPE = (400, 5, 20, 3)
 
 
+def noise_of(*args, **kwargs) -> th.Tensor:
+    return th.from_numpy(initial_actions(*args, **kwargs))
+
+
 @pytest.mark.parametrize(
     ("kind", "scale"), [("normal", 1.0), ("uniform", 1.0), ("xavier", math.sqrt(2.0 / (SHAPE[2] + SHAPE[3]))), ("zero", 0.0)]
 )
 @pytest.mark.parametrize("std", [0.0, 0.3, 2.0])
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 0.95])
 def test_initial_actions_have_their_moments(kind, scale, std, correlation):
-    noise = initial_actions(kind, SHAPE, std, correlation, generator())
+    noise = noise_of(kind, SHAPE, std, correlation, generator())
     assert noise.shape == SHAPE
     assert noise.dtype == th.float32
     if std * scale == 0.0:
@@ -625,13 +633,13 @@ def test_initial_actions_have_their_moments(kind, scale, std, correlation):
     ],
 )
 def test_initial_actions_have_their_distribution(kind, distribution):
-    noise = initial_actions(kind, (500, 2, 5, 2), 0.7, 0.0, generator()).flatten().numpy()
+    noise = noise_of(kind, (500, 2, 5, 2), 0.7, 0.0, generator()).flatten().numpy()
     assert stats.kstest(noise, distribution.cdf).pvalue > 0.01
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
 def test_uniform_actions_keep_within_their_bounds(correlation):
-    noise = initial_actions("uniform", SHAPE, 0.5, correlation, generator()).abs()
+    noise = noise_of("uniform", SHAPE, 0.5, correlation, generator()).abs()
     bound = 0.5 * 3**0.5
     assert 0.999 * bound < noise[:, :, 0].max() <= bound * (1 + 1e-6)
     limit = bound * ((1 + correlation) / (1 - correlation)) ** 0.5
@@ -642,8 +650,8 @@ def test_uniform_actions_keep_within_their_bounds(correlation):
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "xavier"])
 def test_correlated_actions_are_ar_1_of_the_white_ones(kind):
-    white = initial_actions(kind, (3, 2, 6, 2), 0.8, 0.0, generator(1)).double()
-    noise = initial_actions(kind, (3, 2, 6, 2), 0.8, 0.7, generator(1)).double()
+    white = noise_of(kind, (3, 2, 6, 2), 0.8, 0.0, generator(1)).double()
+    noise = noise_of(kind, (3, 2, 6, 2), 0.8, 0.7, generator(1)).double()
     expected = white[:, :, 0]
     for k in range(6):
         if k > 0:
@@ -653,21 +661,22 @@ def test_correlated_actions_are_ar_1_of_the_white_ones(kind):
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "xavier"])
 def test_initial_actions_come_from_the_generator_alone(kind):
-    before = th.get_rng_state()
-    first = initial_actions(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1))
+    before, numpy_before = th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1))
     assert th.equal(th.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
     th.manual_seed(99)
-    assert th.equal(initial_actions(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1)), first)
-    assert not th.equal(initial_actions(kind, (4, 1, 5, 2), 1.0, 0.3, generator(2)), first)
+    assert th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1)), first)
+    assert not th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(2)), first)
     same = generator(1)
-    assert th.equal(initial_actions(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
-    assert not th.equal(initial_actions(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
+    assert th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
+    assert not th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
 
 
 def test_initial_actions_are_single_precision_whatever_the_default():
     th.set_default_dtype(th.float64)
     try:
-        kinds = {initial_actions(kind, (1, 1, 2, 1), 1.0, 0.3, generator()).dtype for kind in ACTION_INITIALIZERS}
+        kinds = {noise_of(kind, (1, 1, 2, 1), 1.0, 0.3, generator()).dtype for kind in ACTION_INITIALIZERS}
     finally:
         th.set_default_dtype(th.float32)
     assert kinds == {th.float32}
@@ -690,11 +699,11 @@ def test_initial_actions_are_single_precision_whatever_the_default():
 @pytest.mark.parametrize("kind", ["uniform", "zero"])
 def test_bad_initial_actions(kind, arguments, match):
     draws = generator()
-    before = draws.get_state()
+    before = draws.bit_generator.state
     good = {"kind": kind, "shape": (2, 3, 4, 1), "std": 1.0, "correlation": 0.0, "generator": draws}
     with pytest.raises(ValueError, match=match):
-        initial_actions(**{**good, **arguments})
-    assert th.equal(draws.get_state(), before)
+        noise_of(**{**good, **arguments})
+    assert draws.bit_generator.state == before
 
 
 # The best plan
@@ -702,7 +711,7 @@ def test_bad_initial_actions(kind, arguments, match):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pick_best_equals_a_loop(backend):
-    scores = th.rand(3, 5, 4, generator=generator(), dtype=th.float64)
+    scores = th.rand(3, 5, 4, generator=th.Generator().manual_seed(0), dtype=th.float64)
     best, error, disagreement = pick_best(of_kind(scores, backend))
     winners = []
     for state in range(4):

@@ -66,6 +66,18 @@ def test_stochastic_predictions_leave_global_generators_alone_and_vary(model, ob
     assert not np.array_equal(plans[0], plans[1])
 
 
+def test_generator_of_plans_is_seeded_by_torch_and_not_touched_by_deterministic_plans(model, observations):
+    state = model.policy.generator.bit_generator.state
+    model.predict(observations, deterministic=True)
+    assert model.policy.generator.bit_generator.state == state
+    # Copies go on where the original is; agents of one seed begin alike, others do not.
+    twin = copy.deepcopy(model.policy)
+    np.testing.assert_array_equal(twin.predict(observations)[1][0], model.predict(observations)[1][0])
+    assert model.policy.generator.bit_generator.state != state
+    firsts = [RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=seed, **SMALL).policy.generator.random() for seed in (1, 1, 2)]
+    assert firsts[0] == firsts[1] != firsts[2]
+
+
 def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):
     batch, (batch_plans,) = model.predict(observations, deterministic=True)
     for row in range(len(observations)):
@@ -85,9 +97,9 @@ def test_works_where_gradients_are_switched_off(model, observations, mode):
 def test_warm_start_shifts_the_last_plan(model, observations):
     policy = model.policy
     last = np.random.default_rng(1).normal(size=(6, 6, policy.codec.dim)).astype(np.float32)
-    noise = th.zeros(4, 6, 6, policy.codec.dim)
+    noise = np.zeros((4, 6, 6, policy.codec.dim), dtype=np.float32)
     begins = np.array([False, True, False, False, False, False])
-    plans = policy.starts.warm(noise, last, begins).numpy()
+    plans = policy.starts.warm(noise, last, begins)
     np.testing.assert_array_equal(plans[0, 0, :-1], last[0, 1:])
     # Where an episode begins the last plan means nothing; the second half of the population never looks at it.
     assert not plans[:, 1].any()
@@ -95,6 +107,23 @@ def test_warm_start_shifts_the_last_plan(model, observations):
     actions, _ = model.predict(observations, (last,), begins, deterministic=True)
     cold, _ = model.predict(observations[1], deterministic=True)
     np.testing.assert_allclose(actions[1], cold, atol=1e-5)
+
+
+def test_warm_plans_get_half_of_the_noise(model):
+    starts = model.policy.starts
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=(4, 3, 6, starts.action_dim)).astype(np.float32)
+    last = (4.0 * rng.normal(size=(3, 6, starts.action_dim))).astype(np.float32)
+    assert np.abs(last).max() > 3.0
+    before = noise.copy()
+    plans = starts.warm(noise, last, None)
+    np.testing.assert_array_equal(noise, before)
+    for p in range(4):
+        for i in range(3):
+            for k in range(6):
+                go_on = np.clip(last[i, k + 1], -3.0, 3.0) if k < 5 else 0.0
+                expected = [go_on + (noise[p, i, k] if k == 5 else 0.0), go_on + (0.5 if k < 5 else 1.0) * noise[p, i, k]]
+                np.testing.assert_allclose(plans[p, i, k], [*expected, noise[p, i, k], noise[p, i, k]][p], rtol=1e-6)
 
 
 def test_planning_lowers_the_error(model, observations):

@@ -1,5 +1,6 @@
 """Recurrent members against torch's own cells with the same weights, and against plain loops."""
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
@@ -223,7 +224,7 @@ def oracle_window(ensemble: RecurrentEnsemble, kind: str, layers: list[Layer], g
 def test_layers_of_different_width_equal_plain_loops(kind, dropout):
     ensemble = make_ensemble(kind, (5, 3, 4), dropout).double()
     state, actions = (part.double() for part in inputs(3, batch=2))
-    layers = ensemble.members(th.tensor([2, 0, 2]), th.Generator().manual_seed(5))
+    layers = ensemble.members(th.tensor([2, 0, 2]), np.random.default_rng(5))
     outputs = by_step(ensemble(state, actions, layers))
     for group in range(3):
         for row in range(2):
@@ -266,7 +267,7 @@ def test_rows_do_not_depend_on_their_batch():
     for kind in KINDS:
         ensemble = make_ensemble(kind, dropout=0.3)
         state, actions = inputs(MEMBERS)
-        members = ensemble.members(thinning=th.Generator().manual_seed(0))
+        members = ensemble.members(thinning=np.random.default_rng(0))
         whole = by_step(ensemble(state, actions, members))
         for row in range(BATCH):
             alone = by_step(ensemble(state[:, row : row + 1], actions[:, row : row + 1], members))
@@ -289,7 +290,7 @@ def test_thinned_member_is_a_net_without_those_units(kind, chosen):
     ensemble = make_ensemble(kind, (12, 14), dropout=0.5).double()
     groups = list(range(MEMBERS)) if chosen is None else chosen
     state, actions = (part.double() for part in inputs(len(groups)))
-    layers = ensemble.members(None if chosen is None else th.tensor(chosen), th.Generator().manual_seed(3))
+    layers = ensemble.members(None if chosen is None else th.tensor(chosen), np.random.default_rng(3))
     thinned, n_missing = by_step(ensemble(state, actions, layers)), 0
     for group, member in enumerate(groups):
         by_hand = make_ensemble(kind, (12, 14)).double()
@@ -316,7 +317,7 @@ def test_nothing_of_a_missing_unit_is_left(kind):
     """Whatever a missing unit is told or remembers: no output depends on any weight of it."""
     ensemble = make_ensemble(kind, (12, 14), dropout=0.5)
     state, actions = inputs(MEMBERS)
-    layers = ensemble.members(thinning=th.Generator().manual_seed(3))
+    layers = ensemble.members(thinning=np.random.default_rng(3))
     masks = [(layers[hidden_rows(ensemble, layer)[0]].weight == 0).all(dim=-1) for layer in range(2)]
     (by_step(ensemble(state, actions, layers)) ** 2).sum().backward()
     per_layer = ensemble.n_memories + 2
@@ -334,13 +335,13 @@ def test_nothing_of_a_missing_unit_is_left(kind):
 @each_kind
 def test_thinning_has_its_rate(kind):
     ensemble = make_ensemble(kind, (500, 400), dropout=0.2)
-    layers = ensemble.members(th.tensor([0, 1, 2, 3, 0, 0]), th.Generator().manual_seed(0))
-    drawn = ensemble.draw_missing(6, th.Generator().manual_seed(0))
+    layers = ensemble.members(th.tensor([0, 1, 2, 3, 0, 0]), np.random.default_rng(0))
+    drawn = ensemble.draw_missing(6, np.random.default_rng(0))
     assert [missing.shape for missing in drawn] == [(6, 500), (6, 400)]
     for layer in range(2):
         masks = [(layers[k].weight == 0).all(dim=-1) for k in hidden_rows(ensemble, layer)]
         assert th.equal(masks[0], masks[1]), "memory and reader miss the same units"
-        assert th.equal(masks[0], drawn[layer])
+        np.testing.assert_array_equal(masks[0], drawn[layer])
         # 2,400 units at least: a standard error of 0.008.
         assert masks[0].float().mean().item() == pytest.approx(0.2, abs=0.035)
         assert not th.equal(masks[0][0], masks[0][4])

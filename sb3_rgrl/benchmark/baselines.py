@@ -7,6 +7,7 @@ These are yardsticks. They stay as they are when the package gets faster.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ class AutogradPlanner(ABC):
         self.weights = [weight.detach() for weight in self.ensemble.weights]
         self.biases = [bias.detach() for bias in self.ensemble.biases]
 
-    def descend(self, preactivated: th.Tensor, n_iterations: int, generator: th.Generator) -> th.Tensor:
+    def descend(self, preactivated: th.Tensor, n_iterations: int, generator: np.random.Generator) -> th.Tensor:
         """
         Eq. (1), the plans dealt out to the members anew at each iteration.
 
@@ -46,8 +47,8 @@ class AutogradPlanner(ABC):
         """
         plans = preactivated.clone().requires_grad_()
         optimizer = th.optim.Adam([plans], lr=self.learning_rate, fused=True)
-        for _ in range(n_iterations):
-            order = th.randperm(len(plans), generator=generator)
+        orders = generator.permuted(np.tile(np.arange(len(plans)), (n_iterations, 1)), axis=1)
+        for order in th.from_numpy(orders):
             dealt = plans.index_select(0, order).reshape(self.ensemble.n_members, -1, *plans.shape[2:])
             error = self.error(dealt, generator)
             optimizer.zero_grad()
@@ -56,7 +57,7 @@ class AutogradPlanner(ABC):
         return plans.detach()
 
     @abstractmethod
-    def error(self, preactivated: th.Tensor, generator: th.Generator) -> th.Tensor:
+    def error(self, preactivated: th.Tensor, generator: np.random.Generator) -> th.Tensor:
         """
         :param preactivated: Plans for each member, shape (m, b, T, action_dim).
         :param generator: Source of the hidden units that are missing.
@@ -94,12 +95,12 @@ class AutogradPlanner(ABC):
 class BatchedMlpPlanner(AutogradPlanner):
     """Multilayer perceptrons, all members in one batched product. For the parameters see :class:`AutogradPlanner`."""
 
-    def error(self, preactivated: th.Tensor, generator: th.Generator) -> th.Tensor:
+    def error(self, preactivated: th.Tensor, generator: np.random.Generator) -> th.Tensor:
         """See :meth:`AutogradPlanner.error`."""
         ensemble = self.ensemble
         n_members, n_plans = preactivated.shape[:2]
         missing = ensemble.draw_missing(n_members, generator) or []
-        kept = [(~gone).float().unsqueeze(1) / (1.0 - ensemble.dropout) for gone in missing]
+        kept = [th.from_numpy(~gone).float().unsqueeze(1) / (1.0 - ensemble.dropout) for gone in missing]
         state = self.states.repeat(n_plans // len(self.states), 1).expand(n_members, -1, -1)
         rewards, ends, t, d = [], [], ensemble.sequence_length, ensemble.state_dim
         for window in th.split(th.softmax(preactivated, dim=-1), t, dim=2):
@@ -144,7 +145,7 @@ class LoopedGruPlanner(AutogradPlanner):
             part.requires_grad_(False)
         return parts
 
-    def error(self, preactivated: th.Tensor, generator: th.Generator) -> th.Tensor:
+    def error(self, preactivated: th.Tensor, generator: np.random.Generator) -> th.Tensor:
         """See :meth:`AutogradPlanner.error`; nothing is drawn."""
         actions = th.softmax(preactivated, dim=-1)
         return th.stack([self._error_of(i, plans) for i, plans in enumerate(actions)])

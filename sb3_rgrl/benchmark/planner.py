@@ -148,13 +148,13 @@ def iterations_of_planner(policy: EnsemblePolicy, states: th.Tensor, plans: th.T
     """
     form = closed_form_of(policy.ensemble, policy.action_space)
     assert form is not None, "These members plan by autograd, there is nothing to compare"
-    generator = th.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     case = Case(states, policy.goal(), policy.units(), generator)
     judges = ClosedFormJudges(form, policy.ensemble, policy.codec, case)  # type: ignore[arg-type]
     planner = MwmSgdPlanner(
         policy.planner.n_members, n, policy.planner.learning_rate, policy.planner.optimizer, policy.planner.member_choice
     )
-    first = judges.take(plans)
+    first = judges.take(plans.numpy())
     return lambda: planner.descend(first, judges.gradient, generator)
 
 
@@ -165,7 +165,7 @@ def iterations_of_baseline(baseline: AutogradPlanner, plans: th.Tensor, n: int) 
     :param n: Number of iterations.
     :return: What makes them.
     """
-    generator = th.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     return lambda: baseline.descend(plans, n, generator)
 
 

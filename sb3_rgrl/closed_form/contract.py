@@ -88,13 +88,13 @@ class ClosedForm(ABC):
         """
 
     @abstractmethod
-    def ask(self, chosen: Array | None = None, missing: Sequence[Array] | None = None) -> None:
+    def ask(self, chosen: Array | None = None, missing: Sequence[Array | None] | None = None) -> None:
         """
         Say who is asked from now on.
 
         :param chosen: Indices of members, shape (g,); None: all of them in order, g = m.
-        :param missing: Which hidden units they miss, for each hidden layer bool of shape (g, width); None: members are
-            whole.
+        :param missing: Which hidden units they miss, for each hidden layer bool of shape (g, width), or None where no unit
+            of it is missing; None: members are whole.
         """
 
     def forward(self, state: Array, actions: Array) -> Outcome:

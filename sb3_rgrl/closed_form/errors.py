@@ -36,7 +36,8 @@ class Goal(NamedTuple):
 
 class PlanErrors:
     """
-    Error of a population of plans, and its gradient, in one call. :meth:`begin` comes first, once for each decision.
+    Error of a population of plans, and its gradient, in one call. :meth:`begin` comes first; :meth:`face` is enough for the
+    decisions after it, as long as members learn nothing.
 
     :param form: The members.
     :param activation: What bounds the actions.
@@ -46,11 +47,15 @@ class PlanErrors:
         self.form, self.activation = form, activation
         self._states: Array
         self._goal: Goal
-        self._per_segment: Array
+        # Of the error of a return, in units of it: what each segment's rewards and what the return-to-go is worth, and what
+        # is desired.
+        self._worth: Array
+        self._final_worth: Array
+        self._desired: Array
 
     def begin(self, weights: Sequence[Array], biases: Sequence[Array], units: Units, goal: Goal, states: Array) -> None:
         """
-        Take in all that stays the same during a decision.
+        Take in all that stays the same until members learn, and the states of a decision.
 
         :param weights: See :meth:`ClosedForm.begin`.
         :param biases: See :meth:`ClosedForm.begin`.
@@ -59,14 +64,25 @@ class PlanErrors:
         :param states: Standardised states, shape (n, d): row p * n + i of the plans begins in state i.
         """
         self.form.begin(weights, biases, units, goal.discounts if goal.aim == "return" else None)
-        self._states, self._goal = states, goal
+        self._goal = goal
         spacing = self.form.sequence_length // self.form.n_milestones
         by_segment = np.reshape(goal.discounts, (-1, 1, 1, spacing))
         # Sums of rewards are discounted from their own start, so only that start is left to discount.
-        self._per_segment = by_segment[..., : self.form.n_rewards]
+        self._worth = by_segment[..., : self.form.n_rewards] / goal.return_scale
+        self._final_worth = (goal.final_discount if goal.return_weight > 0 else 0.0) / goal.return_scale
+        self._desired = goal.total / goal.return_scale
+        self.face(states)
+
+    def face(self, states: Array) -> None:
+        """
+        Take in the states of another decision; nothing else changed since :meth:`begin`.
+
+        :param states: See :meth:`begin`.
+        """
+        self._states = states
 
     def gradient(
-        self, preactivated: Array, chosen: Array | None = None, missing: Sequence[Array] | None = None
+        self, preactivated: Array, chosen: Array | None = None, missing: Sequence[Array | None] | None = None
     ) -> tuple[Array, Array]:
         """
         :param preactivated: Pre-activated actions, shape (g, b, T, A).
@@ -96,22 +112,19 @@ class PlanErrors:
         :return: Error, shape (g, b), and its gradients on the rewards and on the return-to-go that count.
         """
         goal = self._goal
+        if goal.aim == "return":
+            return self._error_of_return(survival, (self._desired if chosen is None else self._desired[chosen])[:, None])
         reward, total = (goal.reward, goal.total) if chosen is None else (goal.reward[chosen], goal.total[chosen])
-        if goal.aim == "step":
-            return self._error_of_steps(survival, reward[:, None, None], total[:, None])
-        return self._error_of_return(survival, total[:, None])
+        return self._error_of_steps(survival, reward[:, None, None], total[:, None])
 
     def _error_of_return(self, survival: Survival, desired: Array) -> tuple[Array, Array, Array]:
         """E = x² with x = (sum_k gamma^k r_k + gamma^T R - desired) / scale. Returns: see :meth:`_error`."""
-        goal = self._goal
-        x = _sum_of_steps(survival.rewards * self._per_segment)
-        final_discount = goal.final_discount if goal.return_weight > 0 else 0.0
-        if goal.return_weight > 0:
-            x += final_discount * survival.return_to_go
+        x = _sum_of_steps(survival.rewards * self._worth)
+        if self._goal.return_weight > 0:
+            x += self._final_worth * survival.return_to_go
         x -= desired
-        x /= goal.return_scale
-        d_total = x * (2.0 / goal.return_scale)
-        return x * x, d_total[..., None] * self._per_segment, d_total * final_discount
+        d_total = x + x
+        return x * x, d_total[..., None] * self._worth, d_total * self._final_worth
 
     def _error_of_steps(self, survival: Survival, desired: Array, total: Array) -> tuple[Array, Array, Array]:
         """E = mean_k x_k² + weight y² with x_k = (r_k - r*) / scale, y = (R - total) / its scale. See :meth:`_error`."""

@@ -62,12 +62,12 @@ class Linear:
         """
         return Linear(self.weight[chosen], self.transposed[chosen], self.bias[chosen])
 
-    def without(self, missing: Array) -> "Linear":
+    def without(self, missing: Array | None) -> "Linear":
         """
-        :param missing: Which inputs are missing, bool, shape (g, in).
+        :param missing: Which inputs are missing, bool, shape (g, in); None: none.
         :return: The layer without them. What they feed is left out of the weights: once, instead of in every pass.
         """
-        if not missing.any():
+        if missing is None:
             return self
         weight, transposed = self.weight.copy(), self.transposed.copy()
         weight[missing] = 0.0

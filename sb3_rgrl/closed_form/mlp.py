@@ -93,7 +93,7 @@ class MlpClosedForm(ClosedForm):
         offset[-1:] = units.return_mean
         return wanted, offset
 
-    def ask(self, chosen: Array | None = None, missing: Sequence[Array] | None = None) -> None:
+    def ask(self, chosen: Array | None = None, missing: Sequence[Array | None] | None = None) -> None:
         """See :meth:`ClosedForm.ask`."""
         first, layers = self._first, self._whole if missing is None else self._thin
         if chosen is not None:

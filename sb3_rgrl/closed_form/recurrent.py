@@ -127,7 +127,7 @@ class RecurrentClosedForm(ClosedForm):
                 layers[k + 1] = layers[k + 1]._replace(cell=above._replace(of_input=change(above.of_input)))
         return _Net(layers, changes[-1](net.of_steps), changes[-1](net.of_end))
 
-    def ask(self, chosen: Array | None = None, missing: Sequence[Array] | None = None) -> None:
+    def ask(self, chosen: Array | None = None, missing: Sequence[Array | None] | None = None) -> None:
         """See :meth:`ClosedForm.ask`."""
         net = self._whole if missing is None else self._thin
         if chosen is not None:

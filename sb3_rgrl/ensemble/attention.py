@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ class AttentionEnsemble(Ensemble):
         self.positions = nn.Parameter(0.02 * th.randn(n_members, 1, 1 + sequence_length, width))
         self.activation = activation_fn()
 
-    def members(self, chosen: th.Tensor | None = None, thinning: th.Generator | None = None) -> list[Layer]:
+    def members(self, chosen: th.Tensor | None = None, thinning: np.random.Generator | None = None) -> list[Layer]:
         """See :meth:`Ensemble.members`; the last of the layers holds the embedding of the positions as its weight."""
         positions = self.positions if chosen is None else self.positions[chosen]
         return [*super().members(chosen, thinning), Layer(positions, positions[..., :0])]

@@ -1,8 +1,10 @@
 """What all kinds of members share: stacked weights, thinning by dropout, and the form of a prediction."""
 
 from abc import ABC, abstractmethod
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -97,20 +99,21 @@ class Ensemble(nn.Module, ABC):
         if fed_by == len(self._hidden_widths):
             self._hidden_widths.append(n_in)
 
-    def draw_missing(self, n_groups: int, thinning: th.Generator) -> list[th.Tensor] | None:
+    def draw_missing(self, n_groups: int, thinning: np.random.Generator) -> list[np.ndarray] | None:
         """
         Draw which hidden units thinned members miss.
 
         :param n_groups: Number g of members that are asked.
-        :param thinning: Source of the draws, on the CPU.
+        :param thinning: Source of the draws.
         :return: For each hidden layer true where a unit is missing, shape (g, width); None: no unit is missing.
         """
         if self.dropout == 0.0:
             return None
-        drawn = th.rand(n_groups, sum(self._hidden_widths), generator=thinning) < self.dropout
-        return list(th.split(drawn, self._hidden_widths, dim=1))
+        ends = [0, *accumulate(self._hidden_widths)]
+        drawn = thinning.random((n_groups, ends[-1]), dtype=np.float32) < self.dropout
+        return [drawn[:, first:last] for first, last in pairwise(ends)]
 
-    def members(self, chosen: th.Tensor | None = None, thinning: th.Generator | None = None) -> list[Layer]:
+    def members(self, chosen: th.Tensor | None = None, thinning: np.random.Generator | None = None) -> list[Layer]:
         """
         Bring up members, whole or thinned by dropout. A thinned member is one net, as in the paper: it misses the same
         hidden units for a whole batch, so the rows of a batch do not depend on how many they are.
@@ -127,7 +130,7 @@ class Ensemble(nn.Module, ABC):
         if missing is None:
             return layers
         # Those that are left count for more, so that sums keep their expectation.
-        factors = [(~gone).to(layers[0].weight).unsqueeze(-1) / (1.0 - self.dropout) for gone in missing]
+        factors = [th.from_numpy(~gone).to(layers[0].weight).unsqueeze(-1) / (1.0 - self.dropout) for gone in missing]
         # Leaving out the rows that a missing unit feeds is the same as setting the unit to zero, once per draw instead of
         # once per pass.
         return [

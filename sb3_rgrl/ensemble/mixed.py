@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -45,7 +46,7 @@ class MixedEnsemble(nn.Module):
         """
         return list(self._groups)  # type: ignore[arg-type]
 
-    def members(self, chosen: th.Tensor | None = None, thinning: th.Generator | None = None) -> list[GroupOfMembers]:
+    def members(self, chosen: th.Tensor | None = None, thinning: np.random.Generator | None = None) -> list[GroupOfMembers]:
         """
         Bring up members, see :meth:`Ensemble.members`.
 
