@@ -43,6 +43,8 @@ class SequenceReplayBuffer(BaseBuffer):
     :param per_epsilon: The eps of Eq. (4).
     :param return_in_priority: Whether the error of the return-to-go counts in the priority, beside the errors of the
         rewards that the paper takes.
+    :param return_recency: How fast observed returns lose weight with age. They tell of the policy of their time: after N
+        steps in all, one that step k began counts by (k / N) to this power. 0: all the same.
     :param priority_refresh: When the agent renews priorities: ``"drawn"``, those of the windows that were drawn;
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
@@ -66,6 +68,7 @@ class SequenceReplayBuffer(BaseBuffer):
         per_exponent: float = 1.0,
         per_epsilon: float = 1e-6,
         return_in_priority: bool = True,
+        return_recency: float = 2.0,
         priority_refresh: str = "drawn",
         seed: int | None = None,
     ) -> None:
@@ -78,10 +81,13 @@ class SequenceReplayBuffer(BaseBuffer):
         self.milestone_every = sequence_length if milestone_every is None else milestone_every
         if self.milestone_every < 1 or sequence_length % self.milestone_every != 0:
             raise ValueError(f"milestone_every must divide sequence_length {sequence_length}, got {milestone_every}")
+        if not (return_recency >= 0 and np.isfinite(return_recency)):
+            raise ValueError(f"return_recency must be a finite number that is not negative, got {return_recency}")
         if priority_refresh not in PRIORITY_REFRESHES:
             raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
         self.sequence_length, self.gamma = sequence_length, gamma
         self.return_in_priority, self.priority_refresh = return_in_priority, priority_refresh
+        self.return_recency = return_recency
         self.rng = np.random.default_rng(seed)
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
         # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
@@ -287,8 +293,19 @@ class SequenceReplayBuffer(BaseBuffer):
             next_observations=self._observations_to_torch(self.next_observations[milestones], env),
             terminated=self.to_torch(self.terminated[milestones].astype(np.float32)),
             returns_to_go=self.to_torch(self.returns_to_go[milestones]),
-            return_weights=self.to_torch(self.return_weights[milestones]),
+            return_weights=self.to_torch(self.return_weights[milestones] * self._recency(indices)[..., None]),
         )
+
+    def _recency(self, places: np.ndarray) -> np.ndarray:
+        """
+        :return: How much the returns of windows that start there still count, in (0, 1], of the places' shape.
+        """
+        if self.return_recency == 0.0:
+            return np.ones(places.shape, dtype=np.float32)
+        # Steps are counted from 1, so that the oldest one counts for something.
+        age = (self.n_added - 1 - places) % self.buffer_size
+        share: np.ndarray = ((self.n_added - age) / self.n_added) ** self.return_recency
+        return share.astype(np.float32)
 
     def _follow(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """

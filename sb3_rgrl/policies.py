@@ -58,6 +58,8 @@ class EnsemblePolicy(BasePolicy):
     :param sequence_length: Number t of actions that members take in one pass.
     :param n_plan_iterations: Iterations of Eq. (1) for each decision.
     :param n_candidates: Plans that are optimised side by side; a multiple of ``ensemble_size`` is fastest.
+    :param exploration_candidates: How many of them, drawn at random, are considered at the end of a decision that is not
+        deterministic: the best of a few explores where the best of all would do the same again. All of them at most.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
@@ -106,15 +108,16 @@ class EnsemblePolicy(BasePolicy):
         lr_schedule: Schedule,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 10,
+        sequence_length: int = 5,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
+        exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
         desired_reward: float | Sequence[float] | None = None,
         reward_range: Sequence[float] | None = None,
-        gamma: float = 0.99,
+        gamma: float = 0.995,
         dropout: float = 1e-3,
         aim: str = "return",
         return_weight: float = 1.0,
@@ -154,9 +157,12 @@ class EnsemblePolicy(BasePolicy):
             )
         if aim not in AIMS:
             raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
+        if exploration_candidates < 1:
+            raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
         if windows_per_sample < 1:
             raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
+        self.exploration_candidates = exploration_candidates
         self.gamma, self.dropout = gamma, dropout
         self.reward_range = reward_range
         self.set_desired_reward(desired_reward)
@@ -328,12 +334,14 @@ class EnsemblePolicy(BasePolicy):
             plans = self.starts.of_states(_as_numpy(states)) if deterministic else self.starts.fresh(len(states), generator)
             if state is not None and self.warm_start:
                 plans = self.starts.warm(plans, state[0], episode_start)
-            return self._decide(states, plans, generator)
+            n_considered = len(plans) if deterministic else min(self.exploration_candidates, len(plans))
+            return self._decide(states, plans, n_considered, generator)
 
-    def _decide(self, states: th.Tensor, plans: np.ndarray, generator: np.random.Generator) -> Plan:
+    def _decide(self, states: th.Tensor, plans: np.ndarray, n_considered: int, generator: np.random.Generator) -> Plan:
         """
         :param states: Standardised states, shape (n, d).
         :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
+        :param n_considered: How many of them can be chosen in the end, drawn at random.
         :param generator: Source of the draws of members and of the units that they miss.
         :return: The best plan for each state.
         """
@@ -351,7 +359,7 @@ class EnsemblePolicy(BasePolicy):
             case, n_draws = Case(states, *self._aims, generator), max(self.planner.n_iterations, 1)
             judges = ClosedFormJudges(self._closed_form, self.ensemble, self.codec, case, n_draws, changed)  # type: ignore[arg-type]
             self._watch.settle()
-        return self._optimise(judges, plans, generator)
+        return self._optimise(judges, plans, n_considered, generator)
 
     def _changed(self) -> bool:
         """
@@ -367,21 +375,25 @@ class EnsemblePolicy(BasePolicy):
         others = (self.aim, tuple(desired) if isinstance(desired, list) else desired, self.gamma, self.return_weight)
         return self._watch.changed(tensors, others)
 
-    def _optimise(self, judges: Judges[Any], plans: np.ndarray, generator: np.random.Generator) -> Plan:
+    def _optimise(self, judges: Judges[Any], plans: np.ndarray, n_considered: int, generator: np.random.Generator) -> Plan:
         """
         :param judges: Who judges plans.
         :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
+        :param n_considered: How many of them can be chosen in the end, drawn at random.
         :param generator: Source of the draws of members.
         :return: The best plan for each state.
         """
         descent = self.planner.descend(judges.take(plans), judges.gradient, generator)
-        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(descent.preactivated)))
+        candidates = descent.preactivated
+        if n_considered < len(plans):
+            candidates = candidates[generator.permutation(len(plans))[:n_considered]]
+        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates)))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
                 "or action_learning_rate is far too large."
             )
-        best = _as_numpy(descent.preactivated[chosen, np.arange(len(chosen))])
+        best = _as_numpy(candidates[chosen, np.arange(len(chosen))])
         executed = self.codec.execute(best.reshape(-1, best.shape[-1]))
         return Plan(
             actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),
@@ -453,6 +465,7 @@ class EnsemblePolicy(BasePolicy):
             sequence_length=self.sequence_length,
             n_plan_iterations=self.planner.n_iterations,
             n_candidates=self.starts.n_plans,
+            exploration_candidates=self.exploration_candidates,
             action_learning_rate=self.planner.learning_rate,
             action_init_std=self.starts.std,
             action_noise_correlation=self.starts.correlation,

@@ -73,6 +73,8 @@ class RGRL(BaseAlgorithm):
     :param n_plan_iterations: Iterations of Eq. (1) for each decision.
     :param n_candidates: Plans that are optimised side by side; the best by the ensemble's mean error is executed.
         A multiple of ``ensemble_size`` is fastest.
+    :param exploration_candidates: How many of them, drawn at random, are considered while training: the best of a few
+        explores where the best of all would do the same again. Deterministic predictions consider all.
     :param action_learning_rate: Step size beta of Eq. (1).
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions; their noise explores.
     :param action_noise_correlation: Correlation of that noise from step to step, and the probability that a random
@@ -87,7 +89,8 @@ class RGRL(BaseAlgorithm):
         there, which costs more and still protects when learning has converged.
     :param dropout: Share of hidden units that a member misses in each iteration of planning and learning.
     :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`.
-    :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_in_priority`` and ``priority_refresh``.
+    :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_recency``,
+        ``return_in_priority`` and ``priority_refresh``.
     :param stats_window_size: Window size for the rollout logging, in episodes.
     :param tensorboard_log: The log location for tensorboard (if None, no logging).
     :param policy_kwargs: Further arguments of the policy, such as ``net_arch``, ``activation_fn``, ``aim``,
@@ -125,17 +128,18 @@ class RGRL(BaseAlgorithm):
         batch_size: int = 64,
         train_freq: int | tuple[int, str] | TrainFreq = (10, "step"),
         gradient_steps: int = 10,
-        gamma: float = 0.99,
+        gamma: float = 0.995,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 10,
+        sequence_length: int = 5,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
+        exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
         desired_reward: float | Sequence[float] | Callable[[float], float | Sequence[float]] | None = None,
-        per_exponent: float = 1.0,
+        per_exponent: float = 0.6,
         per_epsilon: float = 1e-6,
         ewc_lambda: float = 0.0,
         ewc_fisher: str = "batch",
@@ -174,6 +178,7 @@ class RGRL(BaseAlgorithm):
         self.sequence_length = sequence_length
         self.n_plan_iterations = n_plan_iterations
         self.n_candidates = n_candidates
+        self.exploration_candidates = exploration_candidates
         self.action_learning_rate = action_learning_rate
         self.action_init_std = action_init_std
         self.action_noise_correlation = action_noise_correlation
@@ -210,6 +215,7 @@ class RGRL(BaseAlgorithm):
             sequence_length=self.sequence_length,
             n_plan_iterations=self.n_plan_iterations,
             n_candidates=self.n_candidates,
+            exploration_candidates=self.exploration_candidates,
             action_learning_rate=self.action_learning_rate,
             action_init_std=self.action_init_std,
             action_noise_correlation=self.action_noise_correlation,
@@ -246,7 +252,15 @@ class RGRL(BaseAlgorithm):
         """
         :raises ValueError: If one of them is out of its range.
         """
-        for name in ("ensemble_size", "sequence_length", "plan_horizon", "n_candidates", "batch_size", "buffer_size"):
+        for name in (
+            "ensemble_size",
+            "sequence_length",
+            "plan_horizon",
+            "n_candidates",
+            "exploration_candidates",
+            "batch_size",
+            "buffer_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in (

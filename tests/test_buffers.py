@@ -110,7 +110,7 @@ def make_buffer(buffer_size: int = 20, n_envs: int = 1, sequence_length: int = 3
         action_dim=kwargs.pop("action_dim", 2),
         sequence_length=sequence_length,
         gamma=GAMMA,
-        **{"seed": 0, **kwargs},
+        **{"seed": 0, "return_recency": 0.0, **kwargs},
     )
 
 
@@ -711,3 +711,39 @@ def test_large_buffer_takes_memory_only_as_it_fills():
     buffer.sample(4)
     assert time.perf_counter() - began < 2.0
     assert resident_mib() - before < 50.0
+
+
+# Age
+
+
+@pytest.mark.parametrize("recency", [0.5, 2.0])
+def test_old_returns_count_less(recency):
+    rng = np.random.default_rng(0)
+    samples = []
+    for exponent in (0.0, recency):
+        buffer, naive = make_buffer(sequence_length=2, return_recency=exponent), NaiveBuffer(20, 1, 2)
+        for ending in [None, None, "terminated", None, "terminated"]:
+            step_both(buffer, naive, [ending], rng)
+        samples.append(buffer.windows(buffer.all_windows()[None]))
+    plain, aged = samples
+    for row, place in enumerate(range(5)):
+        # The k-th of 5 steps, counted from 1
+        expected = plain.return_weights[0, row] * ((place + 1) / 5) ** recency
+        th.testing.assert_close(aged.return_weights[0, row], expected)
+    assert aged.return_weights[0, -1].item() == 1.0
+
+
+def test_age_goes_on_in_a_full_ring():
+    buffer, naive, rng = make_buffer(4, sequence_length=1, return_recency=1.0), NaiveBuffer(4, 1, 1), np.random.default_rng(0)
+    for _ in range(10):
+        step_both(buffer, naive, ["terminated"], rng)
+    # Steps 7 to 10 of 10, wherever they lie.
+    weights = buffer.windows(buffer.all_windows()[None]).return_weights[0, :, 0]
+    assert sorted(weights.tolist()) == pytest.approx([0.7, 0.8, 0.9, 1.0])
+    assert weights[(buffer.pos - 1) % 4].item() == 1.0
+
+
+@pytest.mark.parametrize("bad", [-0.1, np.nan, np.inf])
+def test_impossible_recency_is_refused(bad):
+    with pytest.raises(ValueError, match="return_recency must be a finite number that is not negative"):
+        make_buffer(return_recency=bad)

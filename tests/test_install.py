@@ -54,7 +54,10 @@ def test_install_and_uninstall(options: list[str], tmp_path: Path) -> None:
     # Wheels carry the hyperparameters and the marker for type checkers inside the package.
     installed = site_packages / "sb3_rgrl"
     assert installed.is_dir() != bool(options)
-    assert options or (all((installed / "hyperparams" / name).is_file() for name in ("rgrl.yml", "rgrl_paper.yml")) and (installed / "py.typed").is_file())
+    assert options or (
+        all((installed / "hyperparams" / name).is_file() for name in ("rgrl.yml", "rgrl_paper.yml"))
+        and (installed / "py.typed").is_file()
+    )
 
     assert "rgrl" in run([python, "-m", "rl_zoo3.cli", "train", "--help"], tmp_path)
     config = run([python, "-c", "import sb3_rgrl.zoo as z; print(z.default_config_path())"], tmp_path).strip()

@@ -158,7 +158,7 @@ def test_members_without_a_closed_form_plan_by_autograd(policy_class, kwargs):
 def test_double_precision_plans_by_autograd():
     policy = make_policy(MlpEnsemblePolicy).double()
     states = th.zeros(1, 4, dtype=th.float64)
-    plan = policy._decide(states, np.zeros((6, 1, 6, 3)), np.random.default_rng(0))
+    plan = policy._decide(states, np.zeros((6, 1, 6, 3)), 6, np.random.default_rng(0))
     assert plan.preactivated.dtype == np.float64
 
 

@@ -1,0 +1,76 @@
+"""While training the best of a few plans is executed; predictions that are deterministic consider all of them."""
+
+import numpy as np
+import pytest
+
+from sb3_rgrl import RGRL
+from tests.test_run import SMALL
+
+N_PLANS = 12
+
+
+@pytest.fixture(scope="module")
+def model() -> RGRL:
+    settings = {**SMALL, "n_candidates": N_PLANS}
+    return RGRL("MlpEnsemblePolicy", "Pendulum-v1", seed=0, **settings).learn(100)
+
+
+def ranks_of_chosen(model: RGRL, considered: int, deterministic: bool, n_decisions: int = 60) -> list[int]:
+    """By the mean error of all members, which of the plans at the end of the descent was executed; 0 is the best."""
+    policy, observation = model.policy, np.array([[0.9, 0.1, 0.3]], dtype=np.float32)
+    policy.exploration_candidates = considered
+    ranks = []
+    for _ in range(n_decisions):
+        plan = policy.plan(observation, deterministic=deterministic)
+        finals = np.asarray(plan.descent.preactivated)[:, 0]
+        everyone = [policy_error(model, observation, each) for each in finals]
+        chosen = policy_error(model, observation, plan.preactivated[0])
+        ranks.append(int(np.searchsorted(np.sort(everyone), chosen - 1e-4 * abs(chosen))))
+    return ranks
+
+
+def policy_error(model: RGRL, observation: np.ndarray, preactivated: np.ndarray) -> float:
+    policy = model.policy
+    actions = np.tanh(preactivated)[None] * 2.0  # Pendulum's torques
+    rewards = policy.predict_reward(observation, actions)
+    goal = policy.goal()
+    assert goal.return_weight == 0.0, "no episode has ended, so rewards alone count"
+    total = (rewards * goal.discounts).sum(dim=-1)[:, 0]
+    return float((((total - goal.total) / goal.return_scale) ** 2).mean())
+
+
+def test_deterministic_decisions_take_the_best_of_all(model):
+    assert ranks_of_chosen(model, considered=1, deterministic=True, n_decisions=3) == [0, 0, 0]
+
+
+def test_all_candidates_leave_nothing_to_chance(model):
+    assert set(ranks_of_chosen(model, considered=N_PLANS, deterministic=False, n_decisions=10)) == {0}
+    assert set(ranks_of_chosen(model, considered=N_PLANS + 5, deterministic=False, n_decisions=10)) == {0}
+
+
+def test_one_candidate_is_any_of_them(model):
+    ranks = ranks_of_chosen(model, considered=1, deterministic=False)
+    assert len(set(ranks)) > N_PLANS // 2
+    # Uniform on 0 .. 11: mean 5.5, and a standard error of 0.45.
+    assert np.mean(ranks) == pytest.approx(5.5, abs=2.0)
+
+
+def test_best_of_a_few(model):
+    ranks = ranks_of_chosen(model, considered=4, deterministic=False)
+    # The best rank of 4 out of 12 is 8 / 5 on average, and never beyond the 9th.
+    assert np.mean(ranks) == pytest.approx(1.6, abs=0.8)
+    assert max(ranks) <= N_PLANS - 4
+    assert len(set(ranks)) > 2
+
+
+def test_training_explores_with_what_it_was_told():
+    for considered in (1, 3):
+        model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, exploration_candidates=considered, **SMALL)
+        assert model.policy.exploration_candidates == considered
+        assert model.learn(100).policy.exploration_candidates == considered
+
+
+@pytest.mark.parametrize("bad", [0, -1])
+def test_none_is_refused(bad):
+    with pytest.raises(ValueError, match="exploration_candidates must be at least 1"):
+        RGRL("MlpEnsemblePolicy", "CartPole-v1", exploration_candidates=bad)
