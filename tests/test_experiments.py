@@ -471,7 +471,7 @@ def test_one_factor_at_a_time_and_the_baseline_once():
     assert labels == [
         "baseline",
         *("m=5", "m=1", "m=3", "m=10"),
-        *("choice=cyclic", "choice=mean", "dropout=0", "dropout=0.1", "per=0", "per=0.6"),
+        *("choice=cyclic", "choice=mean", "dropout=0", "dropout=0.1", "per=0", "per=1"),
         *("ewc=1-batch", "ewc=100-window", "warm_start=off"),
         *("candidates=5", "candidates=20", "candidates=100"),
     ]
