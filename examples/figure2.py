@@ -85,6 +85,7 @@ SETTINGS: Settings = {
     # discounted return that was observed after the window, and the desired reward is a little more than the best so far.
     "policy_kwargs.return_weight": 1.0,
     "gamma": 0.99,
+    "replay_buffer_kwargs.return_recency": 0.0,
     # Observations are standardised numbers, not 100 bits each.
 }
 
