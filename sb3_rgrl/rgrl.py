@@ -1,20 +1,16 @@
 """Reversal Generative Reinforcement Learning: act, store, learn, as in Algorithm 1 of the paper."""
 
-import io
-import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -27,7 +23,6 @@ from stable_baselines3.common.utils import safe_mean, should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
-from sb3_rgrl.checkpoint import atomic_write
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
@@ -39,12 +34,13 @@ from sb3_rgrl.policies import (
     Plan,
     RnnEnsemblePolicy,
 )
+from sb3_rgrl.saving import SavedAlgorithm
 from sb3_rgrl.targets import alive_before
 
 SelfRGRL = TypeVar("SelfRGRL", bound="RGRL")
 
 
-class RGRL(BaseAlgorithm):
+class RGRL(SavedAlgorithm):
     """
     Reversal Generative Reinforcement Learning (RGRL).
 
@@ -114,8 +110,6 @@ class RGRL(BaseAlgorithm):
     # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
     FISHER_WINDOWS: ClassVar[int] = 512
 
-    policy: EnsemblePolicy
-    replay_buffer: SequenceReplayBuffer | None
     ewc: ElasticWeightConsolidation
 
     def __init__(
@@ -624,70 +618,6 @@ class RGRL(BaseAlgorithm):
         for env in range(self.n_envs):
             self._check_finite("an observation", env, self._last_obs[env])  # type: ignore[index]
         return total_timesteps, callback
-
-    # Saving
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save all the attributes of the object and the model parameters in a zip-file. A crash while saving leaves
-        an earlier file of that name as it was.
-
-        :param path: Path to the file where the agent should be saved, or an open file.
-        :param exclude: Names of parameters that should be excluded in addition to the default ones.
-        :param include: Names of parameters that might be excluded but should be included anyway.
-        """
-        if not isinstance(path, (str, pathlib.Path)):
-            super().save(path, exclude, include)
-            return
-        target = pathlib.Path(path)
-        with atomic_write(target if target.suffix else target.with_suffix(".zip")) as file:
-            super().save(file, exclude, include)  # type: ignore[arg-type]
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "ewc", "_last_plans", "_last_random_actions"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer", "ewc"], []
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the replay buffer, as arrays without pickle. A crash while saving leaves an earlier file as it was.
-
-        :param path: Path to the file where the buffer should be saved, or an open file.
-        """
-        assert self.replay_buffer is not None, "The replay buffer is not defined"
-        if not isinstance(path, (str, pathlib.Path)):
-            self.replay_buffer.save(path)
-            return
-        target = pathlib.Path(path)
-        with atomic_write(target if target.suffix else target.with_suffix(".pkl")) as file:
-            self.replay_buffer.save(file)
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer into this agent.
-
-        :param path: Path to the saved buffer, or an open file.
-        :param truncate_last_traj: Whether the episodes that were running are cut off; else they go on.
-        :raises ValueError: If the file does not fit this agent.
-        """
-        buffer = self._make_replay_buffer()
-        if isinstance(path, (str, pathlib.Path)):
-            with open_path(path, "r", verbose=self.verbose, suffix="pkl") as file:
-                buffer.load(file)
-        else:
-            buffer.load(path)
-        if truncate_last_traj:
-            buffer.cut_running_episodes()
-        if not self.policy.scales.is_ready:
-            # This agent has not seen any of it: its units come from there.
-            buffer.mark_all_as_new()
-        self.replay_buffer = buffer
 
 
 def _as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
