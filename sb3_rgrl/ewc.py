@@ -65,6 +65,11 @@ class ElasticWeightConsolidation(nn.Module):
         return self._parameters_ref[0]
 
     @property
+    def pulls(self) -> bool:
+        """Whether there is an F yet that holds any weight back."""
+        return any(bool(self.get_buffer(f"fisher_{j}").any()) for j in range(len(self._weights)))
+
+    @property
     def chunk_size(self) -> int:
         """How many windows a chunk of :meth:`consolidate` should have: more take more memory or time."""
         # Every gradient of a window runs back through its whole chunk: long chunks cost arithmetic, short ones calls.

@@ -198,7 +198,11 @@ class EnsemblePolicy(BasePolicy):
         self._aims: tuple[Goal, Units]
         self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)
-        self.generator = _generator(int(th.randint(2**62, ())))
+        seed = int(th.randint(2**62, ()))
+        # Predictions draw from a generator of their own: looking at an agent, as evaluation does, must not change how it
+        # learns.
+        self.generator = _generator(seed)
+        self.prediction_generator = np.random.Generator(np.random.PCG64(seed).jumped())
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -317,6 +321,7 @@ class EnsemblePolicy(BasePolicy):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
+        generator: np.random.Generator | None = None,
     ) -> Plan:
         """
         Plan, and tell how it went.
@@ -325,12 +330,16 @@ class EnsemblePolicy(BasePolicy):
         :param state: The last plans, as :meth:`predict` returned them, to start from; None: from noise alone.
         :param episode_start: Where an episode begins, so that the last plan means nothing, shape (n,).
         :param deterministic: Whether the noise depends on nothing but the observation.
+        :param generator: Source of the noise where it does not; None: one that learning has no part in.
         :return: The plan for each observation.
         """
         # The caller may be in no_grad or inference_mode; planning needs gradients.
         with th.inference_mode(False), th.enable_grad():
             states = self.standardised_states(observation)
-            generator = _generator(0) if deterministic else self.generator
+            if deterministic:
+                generator = _generator(0)
+            elif generator is None:
+                generator = self.prediction_generator
             plans = self.starts.of_states(_as_numpy(states)) if deterministic else self.starts.fresh(len(states), generator)
             if state is not None and self.warm_start:
                 plans = self.starts.warm(plans, state[0], episode_start)

@@ -105,6 +105,9 @@ class RGRL(SavedAlgorithm):
         "RnnEnsemblePolicy": RnnEnsemblePolicy,
         "AttentionEnsemblePolicy": AttentionEnsemblePolicy,
         "CnnEnsemblePolicy": CnnEnsemblePolicy,
+        # The names that every algorithm of SB3 knows
+        "MlpPolicy": MlpEnsemblePolicy,
+        "CnnPolicy": CnnEnsemblePolicy,
     }
     # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
     # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
@@ -341,12 +344,12 @@ class RGRL(SavedAlgorithm):
         :raises ValueError: If an observation or a reward is not finite; that step is not stored.
         """
         self.policy.set_training_mode(False)
-        n_steps, n_episodes = 0, 0
+        num_collected_steps, num_collected_episodes = 0, 0
         if env.num_envs > 1 and train_freq.unit != TrainFrequencyUnit.STEP:
             raise ValueError("You must use only one env when doing episodic training.")
 
         callback.on_rollout_start()
-        while should_collect_more_steps(train_freq, n_steps, n_episodes):
+        while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
             actions = self._sample_action()
             try:
                 new_obs, rewards, dones, infos = env.step(actions)
@@ -355,20 +358,20 @@ class RGRL(SavedAlgorithm):
                 self._abandon_episodes()
                 raise
             self.num_timesteps += env.num_envs
-            n_steps += 1
+            num_collected_steps += 1
 
             callback.update_locals(locals())
             if not callback.on_step():
                 self._abandon_episodes()
-                return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=False)
+                return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
             self._store_transition(actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            n_episodes += int(dones.sum())
+            num_collected_episodes += int(dones.sum())
             self._count_episodes(int(dones.sum()), log_interval)
         callback.on_rollout_end()
-        return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=True)
+        return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=True)
 
     def _abandon_episodes(self) -> None:
         # The environments have made a step that is not stored. Going on from here would join what does not follow each
@@ -385,7 +388,9 @@ class RGRL(SavedAlgorithm):
         if self.num_timesteps < self.learning_starts or not self._has_learned():
             return self._random_actions(self._last_episode_starts)
         began = time.perf_counter()
-        plan = self.policy.plan(self._last_obs, self._last_plans, self._last_episode_starts, deterministic=False)
+        plan = self.policy.plan(
+            self._last_obs, self._last_plans, self._last_episode_starts, deterministic=False, generator=self.policy.generator
+        )
         self._last_plans = (plan.preactivated,)
         self._log_plan(plan, 1e3 * (time.perf_counter() - began) / self.n_envs)
         return plan.actions[:, 0]
@@ -445,7 +450,7 @@ class RGRL(SavedAlgorithm):
         if normalizer is not None:
             self._last_original_obs = raw_new_obs
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
         Every member learns from windows that it draws for itself (Algorithm 1, lines 19-25).
 

@@ -1,16 +1,53 @@
 """Saving and loading an agent and its replay buffer, as SB3 does, without a chance of half a file."""
 
+import functools
 import io
+import os
 import pathlib
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.save_util import load_from_zip_file, open_path
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.policies import EnsemblePolicy
+
+SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
+Path = str | os.PathLike[str] | io.BufferedIOBase
+"""A place in the file system, or an open binary file."""
+
+
+if TYPE_CHECKING:
+    _constructor = classmethod
+else:
+
+    class _constructor(classmethod):
+        """A class method that makes an object, and warns whoever calls it on an object: that one stays as it is."""
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
+            construct = super().__get__(instance, owner)
+            return construct if instance is None else _warn_first(construct, type(instance).__name__)
+
+
+def _warn_first(construct: Callable[..., Any], owner: str) -> Callable[..., Any]:
+    @functools.wraps(construct)
+    def warn_and_construct(*args: Any, **kwargs: Any) -> Any:
+        name = construct.__name__
+        warnings.warn(
+            f"`{name}` makes a new agent, the one that you called it on stays as it is. Write `model = {owner}.{name}(...)`, "
+            "or `model.set_parameters(path)` to take weights into an agent that is there.",
+            stacklevel=2,
+        )
+        return construct(*args, **kwargs)
+
+    return warn_and_construct
 
 
 class SavedAlgorithm(BaseAlgorithm):
@@ -18,6 +55,7 @@ class SavedAlgorithm(BaseAlgorithm):
 
     policy: EnsemblePolicy
     replay_buffer: SequenceReplayBuffer | None
+    ewc: ElasticWeightConsolidation
 
     @abstractmethod
     def _make_replay_buffer(self) -> SequenceReplayBuffer:
@@ -27,7 +65,7 @@ class SavedAlgorithm(BaseAlgorithm):
 
     def save(
         self,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: Path,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
@@ -39,34 +77,87 @@ class SavedAlgorithm(BaseAlgorithm):
         :param exclude: Names of parameters that should be excluded in addition to the default ones.
         :param include: Names of parameters that might be excluded but should be included anyway.
         """
-        if not isinstance(path, (str, pathlib.Path)):
+        if not isinstance(path, (str, os.PathLike)):
             super().save(path, exclude, include)
             return
-        target = pathlib.Path(path)
-        with atomic_write(target if target.suffix else target.with_suffix(".zip")) as file:
+        with atomic_write(_with_suffix(path, "zip")) as file:
             super().save(file, exclude, include)  # type: ignore[arg-type]
+
+    @_constructor
+    def load(
+        cls: type[SelfSavedAlgorithm],
+        path: Path,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSavedAlgorithm:
+        """
+        Make an agent from a zip-file. An agent that is there already is not changed: ``model = RGRL.load(path)``. To take
+        weights into one, use :meth:`set_parameters`.
+
+        :param path: Path to the file, or an open file.
+        :param env: The new environment to run the loaded model on (can be None if you only need prediction from a
+            trained model). The number of environments may be another than before.
+        :param device: Device on which the code should run.
+        :param custom_objects: Attributes to take from here instead of the file.
+        :param print_system_info: Whether to print system info from the saved model and the current system info.
+        :param force_reset: Force call to ``reset()`` before training.
+        :param kwargs: Extra attributes to change when loading, such as ``learning_rate``.
+        :return: New model instance with loaded parameters.
+        :raises ValueError: If other ``policy_kwargs`` are given than those in the file, the environment has other spaces,
+            or the file is none of an agent.
+        """
+        return super().load(_plain(path), env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: Path | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, see :meth:`get_parameters`.
+
+        Elastic weight consolidation may have been switched on or off in between: what the parameters tell of it is left
+        out where it is off, and nothing pulls yet where they tell nothing of it.
+
+        :param load_path_or_dict: Location of the saved data, or names of objects with their state dictionaries.
+        :param exact_match: Whether every parameter of every object has to be given.
+        :param device: Device on which the code should run.
+        :raises ValueError: If an object is unknown, or missing in an exact match.
+        :raises RuntimeError: If the parameters of an object do not fit, or are missing in an exact match.
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(_plain(params), load_data=False, device=device)
+        params = dict(params)
+        if self.ewc.strength == 0:
+            params.pop("ewc", None)
+        elif not params.get("ewc") and not self.ewc.pulls:
+            params["ewc"] = self.ewc.state_dict()  # type: ignore[assignment]
+        super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "ewc", "_last_plans", "_last_random_actions"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer", "ewc"], []
+        # Without strength there is nothing to save of it, and SB3's users expect no object without a tensor.
+        return ["policy", "policy.optimizer", *(["ewc"] if self.ewc.strength > 0 else [])], []
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def save_replay_buffer(self, path: Path) -> None:
         """
         Save the replay buffer, as arrays without pickle. A crash while saving leaves an earlier file as it was.
 
         :param path: Path to the file where the buffer should be saved, or an open file.
         """
         assert self.replay_buffer is not None, "The replay buffer is not defined"
-        if not isinstance(path, (str, pathlib.Path)):
+        if not isinstance(path, (str, os.PathLike)):
             self.replay_buffer.save(path)
             return
-        target = pathlib.Path(path)
-        with atomic_write(target if target.suffix else target.with_suffix(".pkl")) as file:
+        with atomic_write(_with_suffix(path, "pkl")) as file:
             self.replay_buffer.save(file)
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+    def load_replay_buffer(self, path: Path, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer into this agent.
 
@@ -75,8 +166,8 @@ class SavedAlgorithm(BaseAlgorithm):
         :raises ValueError: If the file does not fit this agent.
         """
         buffer = self._make_replay_buffer()
-        if isinstance(path, (str, pathlib.Path)):
-            with open_path(path, "r", verbose=self.verbose, suffix="pkl") as file:
+        if isinstance(path, (str, os.PathLike)):
+            with open_path(_plain(path), "r", verbose=self.verbose, suffix="pkl") as file:
                 buffer.load(file)
         else:
             buffer.load(path)
@@ -86,3 +177,18 @@ class SavedAlgorithm(BaseAlgorithm):
             # This agent has not seen any of it: its units come from there.
             buffer.mark_all_as_new()
         self.replay_buffer = buffer
+
+
+def _with_suffix(path: str | os.PathLike[str], suffix: str) -> pathlib.Path:
+    """
+    :return: Where SB3 would write: with that suffix if the path has none.
+    """
+    target = pathlib.Path(path)
+    return target if target.suffix else pathlib.Path(f"{target}.{suffix}")
+
+
+def _plain(path: Path) -> str | pathlib.Path | io.BufferedIOBase:
+    """
+    :return: The same in a form that SB3 knows.
+    """
+    return pathlib.Path(path) if isinstance(path, os.PathLike) else path

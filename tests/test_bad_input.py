@@ -86,8 +86,8 @@ def test_the_small_settings_are_good():
 
 
 def test_unknown_policy():
-    with pytest.raises(ValueError, match="Policy MlpPolicy unknown"):
-        make_model(policy="MlpPolicy")
+    with pytest.raises(ValueError, match="Policy MlpLstmPolicy unknown"):
+        make_model(policy="MlpLstmPolicy")
 
 
 @pytest.mark.parametrize(

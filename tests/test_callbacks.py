@@ -66,7 +66,7 @@ def test_lists_and_functions():
     seen = []
 
     def function(locals_, globals_):
-        seen.append(locals_["n_steps"])
+        seen.append(locals_["num_collected_steps"])
         return True
 
     RGRL("MlpEnsemblePolicy", "CartPole-v1", **SMALL).learn(40, callback=function)

@@ -66,16 +66,25 @@ def test_stochastic_predictions_leave_global_generators_alone_and_vary(model, ob
     assert not np.array_equal(plans[0], plans[1])
 
 
-def test_generator_of_plans_is_seeded_by_torch_and_not_touched_by_deterministic_plans(model, observations):
-    state = model.policy.generator.bit_generator.state
+def test_predictions_leave_the_generator_of_learning_alone(model, observations):
+    learning, predicting = model.policy.generator.bit_generator, model.policy.prediction_generator.bit_generator
+    before = learning.state, predicting.state
     model.predict(observations, deterministic=True)
-    assert model.policy.generator.bit_generator.state == state
+    assert (learning.state, predicting.state) == before
+    model.predict(observations, deterministic=False)
+    assert learning.state == before[0]
+    assert predicting.state != before[1]
+    assert learning.state["state"] != predicting.state["state"]
+
+
+def test_generators_are_seeded_by_torch_and_copied(model, observations):
     # Copies go on where the original is; agents of one seed begin alike, others do not.
     twin = copy.deepcopy(model.policy)
     np.testing.assert_array_equal(twin.predict(observations)[1][0], model.predict(observations)[1][0])
-    assert model.policy.generator.bit_generator.state != state
-    firsts = [RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=seed, **SMALL).policy.generator.random() for seed in (1, 1, 2)]
-    assert firsts[0] == firsts[1] != firsts[2]
+    policies = [RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=seed, **SMALL).policy for seed in (1, 1, 2)]
+    for name in ("generator", "prediction_generator"):
+        firsts = [getattr(policy, name).random() for policy in policies]
+        assert firsts[0] == firsts[1] != firsts[2]
 
 
 def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):

@@ -13,7 +13,7 @@ from sb3_rgrl.zoo.registration import register
 
 # Scripts of the command `rl_zoo3`, and those that the zoo has as modules only.
 COMMANDS = ("train", "enjoy", "plot_train", "plot_from_file", "all_plots")
-MODULES = ("record_video", "push_to_hub", "load_from_hub")
+MODULES = ("benchmark", "record_training", "record_video", "push_to_hub", "load_from_hub")
 
 
 def _usage() -> str:
