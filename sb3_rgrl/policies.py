@@ -198,16 +198,20 @@ class EnsemblePolicy(BasePolicy):
         self._aims: tuple[Goal, Units]
         self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)
-        seed = int(th.randint(2**62, ()))
-        # Predictions draw from a generator of their own: looking at an agent, as evaluation does, must not change how it
-        # learns.
-        self.generator = _generator(seed)
-        self.prediction_generator = np.random.Generator(np.random.PCG64(seed).jumped())
+        self.seed_noise()
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def seed_noise(self) -> None:
+        """Seed the noise of plans and the draws of thinned members anew, from torch's generator."""
+        seed = int(th.randint(2**62, ()))
+        # Predictions draw from a generator of their own: looking at an agent, as evaluation does, must not change how it
+        # learns.
+        self.generator = _generator(seed)
+        self.prediction_generator = np.random.Generator(np.random.PCG64(seed).jumped())
 
     # Learning
 

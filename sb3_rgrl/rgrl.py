@@ -226,6 +226,20 @@ class RGRL(SavedAlgorithm):
         if self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space), and of those that draw
+        plans and windows.
+
+        :param seed: None: leave them as they are.
+        """
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "policy"):
+            self.policy.seed_noise()
+            if self.replay_buffer is not None:
+                # In place: the buffer shares its generator with its sampler.
+                self.replay_buffer.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
     def _make_replay_buffer(self) -> SequenceReplayBuffer:
         buffer_class = self.replay_buffer_class or SequenceReplayBuffer
         return buffer_class(

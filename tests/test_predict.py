@@ -1,6 +1,8 @@
 """`predict` as SB3's users know it, and what else one can ask a policy."""
 
+import contextlib
 import copy
+import random
 
 import cloudpickle
 import gymnasium as gym
@@ -93,6 +95,51 @@ def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):
         single, (plan,) = model.predict(observations[row], deterministic=True)
         np.testing.assert_allclose(single, batch[row], atol=1e-5)
         np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("kind", ["Gru", "Lstm", "Rnn", "Attention"])
+def test_rows_and_batches_of_every_kind_of_member(kind, env_id):
+    """After learning, on observations that it has seen."""
+    model = RGRL(f"{kind}EnsemblePolicy", env_id, seed=0, **SMALL).learn(120)
+    observations = model.replay_buffer.observations[20:100:20]
+    batch, _ = model.predict(observations, deterministic=True)
+    for row, observation in enumerate(observations):
+        np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], batch[row], atol=1e-4)
+
+
+def test_warm_rows_equal_warm_batches(model, observations):
+    _, plans = model.predict(observations, deterministic=True)
+    starts = np.array([False, True, False, True, False, False])
+    batch, (batch_plans,) = model.predict(observations + 0.01, plans, starts, deterministic=True)
+    for row in range(len(observations)):
+        mine = (plans[0][row : row + 1],)
+        single, (plan,) = model.predict(observations[row] + 0.01, mine, starts[row : row + 1], deterministic=True)
+        np.testing.assert_allclose(single, batch[row], atol=1e-5)
+        np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
+
+
+def test_learning_goes_on_as_if_nobody_had_asked(observations, model):
+    """Whatever is asked in between, and in whatever mode: nothing of it reaches the weights or their gradients."""
+
+    def learned(ask):
+        agent = RGRL("MlpEnsemblePolicy", type(model.env.envs[0].unwrapped)(), seed=4, **SMALL).learn(100)
+        gradients = [weight.grad.clone() for weight in agent.policy.ensemble.parameters()]
+        numbers = random.getstate(), th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        if ask:
+            for mode in (contextlib.nullcontext, th.no_grad, th.inference_mode):
+                with mode():
+                    agent.predict(observations, deterministic=True)
+                    agent.predict(observations, deterministic=False)
+                    agent.policy.plan(observations, deterministic=False)
+        for weight, gradient in zip(agent.policy.ensemble.parameters(), gradients, strict=True):
+            assert th.equal(weight.grad, gradient)
+        assert numbers[0] == random.getstate()
+        assert th.equal(numbers[1], th.get_rng_state())
+        np.testing.assert_array_equal(numbers[2], np.random.get_state()[1])  # noqa: NPY002
+        return agent.learn(60, reset_num_timesteps=False).policy.parameters_to_vector()
+
+    np.testing.assert_array_equal(learned(ask=True), learned(ask=False))
 
 
 @pytest.mark.parametrize("mode", [th.no_grad, th.inference_mode])

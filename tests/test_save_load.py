@@ -1,12 +1,20 @@
 """Saving, loading and going on."""
 
+import base64
+import copy
 import io
+import json
+import os
 import pathlib
+import warnings
+import zipfile
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_rgrl import RGRL
 from tests.test_run import SMALL
@@ -44,17 +52,50 @@ def test_loaded_agent_decides_the_same(env_id, ewc_lambda, tmp_path):
     assert loaded.num_timesteps == model.num_timesteps + 60
 
 
-@pytest.mark.parametrize("kind", ["str", "pathlib", "file"])
+class Place(os.PathLike):
+    """A path of somebody else's making."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", ["str", "pathlib", "path-like", "memory", "file"])
 def test_every_kind_of_path(model, tmp_path, kind):
-    target = {"str": str(tmp_path / "agent"), "pathlib": tmp_path / "agent.zip", "file": io.BytesIO()}[kind]
-    model.save(target)
-    if kind == "file":
-        target.seek(0)
-    else:
-        assert (tmp_path / "agent.zip").is_file()
-        assert [path.name for path in tmp_path.iterdir()] == ["agent.zip"]
-    loaded = RGRL.load(target)
-    np.testing.assert_array_equal(predictions(model), predictions(loaded))
+    with open(tmp_path / "open", "w+b") as file:
+        agent, buffer = {
+            "str": (str(tmp_path / "agent"), str(tmp_path / "buffer")),
+            "pathlib": (tmp_path / "agent.zip", tmp_path / "buffer.pkl"),
+            "path-like": (Place(tmp_path / "agent"), Place(tmp_path / "buffer")),
+            "memory": (io.BytesIO(), io.BytesIO()),
+            "file": (file, io.BytesIO()),
+        }[kind]
+        model.save(agent)
+        model.save_replay_buffer(buffer)
+        if kind in ("memory", "file"):
+            agent.seek(0)
+            buffer.seek(0)
+        else:
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.zip", "buffer.pkl", "open"]
+        loaded = RGRL.load(agent)
+        loaded.load_replay_buffer(buffer)
+        np.testing.assert_array_equal(predictions(model), predictions(loaded))
+        assert loaded.replay_buffer.size() == 200
+        other = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=5, **SMALL)
+        if kind in ("memory", "file"):
+            agent.seek(0)
+        other.set_parameters(agent)
+        np.testing.assert_array_equal(predictions(model), predictions(other))
+        assert not file.closed
+
+
+@pytest.mark.parametrize(("name", "written"), [("v1.5", "v1.5"), ("agent.", "agent..zip"), (".hidden", ".hidden.zip")])
+def test_suffix_is_added_where_sb3_adds_it(model, tmp_path, name, written):
+    model.save(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [written]
+    RGRL.load(tmp_path / name)
 
 
 def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
@@ -98,11 +139,17 @@ def test_buffer_of_another_agent_is_refused(model, tmp_path):
         model.load_replay_buffer(tmp_path / "garbage.pkl")
 
 
-def test_number_of_environments_may_change_at_load(model, tmp_path):
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_number_of_environments_may_change_at_load(before, after, tmp_path):
+    model = RGRL("MlpEnsemblePolicy", make_vec_env("CartPole-v1", n_envs=before, seed=0), seed=0, **SMALL).learn(180)
     model.save(tmp_path / "agent")
-    loaded = RGRL.load(tmp_path / "agent", env=make_vec_env("CartPole-v1", n_envs=3))
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = RGRL.load(tmp_path / "agent", env=make_vec_env("CartPole-v1", n_envs=after))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert (loaded.n_envs, loaded.replay_buffer.n_envs) == (after, after)
     loaded.learn(60, reset_num_timesteps=False)
-    assert loaded.num_timesteps == 260
+    assert (loaded.num_timesteps, loaded.replay_buffer.size()) == (240, 240)
+    assert loaded.replay_buffer.n_windows >= model.replay_buffer.n_windows
 
 
 def test_learn_again_from_the_first_step_cuts_the_running_episode(model):
@@ -120,19 +167,192 @@ def test_what_the_zoos_enjoy_replaces_changes_nothing(model, tmp_path):
     np.testing.assert_array_equal(predictions(model), predictions(loaded))
 
 
-def test_parameters_round_trip(model):
+def test_parameters_round_trip(model, tmp_path):
+    assert set(model.get_parameters()) == {"policy", "policy.optimizer"}
     other = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=5, **SMALL)
     assert not np.array_equal(predictions(model), predictions(other))
     other.set_parameters(model.get_parameters())
     np.testing.assert_array_equal(predictions(model), predictions(other))
+    model.save(tmp_path / "agent")
+    third = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=6, **SMALL)
+    third.set_parameters(str(tmp_path / "agent"))
+    np.testing.assert_array_equal(predictions(model), predictions(third))
 
 
-def test_exclude_and_other_policy_kwargs(model, tmp_path):
-    model.save(tmp_path / "agent", exclude=["learning_rate"])
-    loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 1e-3})
+def test_parameters_that_are_not_complete(model):
+    before = copy.deepcopy(model.get_parameters())
+    with pytest.raises(ValueError, match="invalid object name"):
+        model.set_parameters({**before, "nonsense": {}}, exact_match=False)
+    with pytest.raises(ValueError, match="do not match"):
+        model.set_parameters({"policy": before["policy"]}, exact_match=True)
+    *most, last = before["policy"]
+    partly = {"policy": {name: th.zeros_like(before["policy"][name]) for name in most}}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.set_parameters({**before, **partly}, exact_match=True)
+    model.set_parameters(partly, exact_match=False)
+    after = model.get_parameters()["policy"]
+    assert not any(after[name].any() for name in most)
+    assert th.equal(after[last], before["policy"][last])
+
+
+def test_elastic_weight_consolidation_may_be_switched_at_load(model, tmp_path):
+    model.save(tmp_path / "without")
+    loaded = RGRL.load(tmp_path / "without", env=model.get_env(), ewc_lambda=1.0)
     np.testing.assert_array_equal(predictions(model), predictions(loaded))
-    with pytest.raises(ValueError, match="policy kwargs"):
+    assert loaded.ewc.penalty().item() == 0.0
+    loaded.learn(80, reset_num_timesteps=False)
+    assert loaded.ewc.pulls
+    assert set(loaded.get_parameters()) == {"policy", "policy.optimizer", "ewc"}
+    loaded.save(tmp_path / "with")
+    for ewc_lambda in (0.0, 2.0):
+        again = RGRL.load(tmp_path / "with", ewc_lambda=ewc_lambda)
+        np.testing.assert_array_equal(predictions(loaded), predictions(again))
+        assert again.ewc.pulls == (ewc_lambda > 0)
+    # What pulls already is not forgotten by the way.
+    with pytest.raises(ValueError, match="do not match"):
+        loaded.set_parameters(model.get_parameters())
+
+
+def test_exclude_include_and_custom_objects(model, tmp_path):
+    model.verbose = 2
+    model.save(tmp_path / "agent", exclude=["verbose", "learning_rate"])
+    loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5, "dummy": 1.0})
+    assert loaded.verbose == 0
+    # Custom objects take the place of what is in the file; they add nothing.
+    assert loaded.learning_rate == 1e-3
+    assert not hasattr(loaded, "dummy")
+    np.testing.assert_array_equal(predictions(model), predictions(loaded))
+    model.save(tmp_path / "agent", exclude=["verbose"], include=["verbose", "replay_buffer"])
+    loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5})
+    assert (loaded.verbose, loaded.learning_rate, loaded.lr_schedule(1.0)) == (2, 2e-5, 2e-5)
+    assert loaded.replay_buffer.size() == 200
+
+
+def test_other_policy_kwargs(model, tmp_path):
+    model.save(tmp_path / "agent")
+    RGRL.load(tmp_path / "agent", policy_kwargs={"net_arch": [16]})
+    with pytest.raises(ValueError, match="policy kwargs do not equal the stored"):
         RGRL.load(tmp_path / "agent", policy_kwargs={"net_arch": [7]})
+
+
+def test_other_spaces(model, tmp_path):
+    model.save(tmp_path / "agent")
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        RGRL.load(tmp_path / "agent", env=make_vec_env("Pendulum-v1"))
+    with pytest.raises(ValueError, match="Action spaces do not match"):
+        RGRL.load(tmp_path / "agent", env=make_vec_env("CartPole-v1", wrapper_class=ThirdAction))
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(make_vec_env("Pendulum-v1"))
+    with pytest.raises(AssertionError, match="number of environments"):
+        model.set_env(make_vec_env("CartPole-v1", n_envs=2))
+
+
+class ThirdAction(gym.ActionWrapper):
+    """One more action, which nobody should choose."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = gym.spaces.Discrete(3)
+
+    def action(self, action):
+        return min(action, 1)
+
+
+def test_system_info_is_printed_when_asked(model, tmp_path, capsys):
+    model.save(tmp_path / "agent")
+    capsys.readouterr()
+    RGRL.load(tmp_path / "agent")
+    assert "SYSTEM INFO" not in capsys.readouterr().out
+    RGRL.load(tmp_path / "agent", print_system_info=True)
+    printed = capsys.readouterr().out
+    assert "CURRENT SYSTEM INFO" in printed
+    assert "SAVED MODEL SYSTEM INFO" in printed
+
+
+def pickled_parts(path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        data = json.loads(archive.read("data"))
+    return {
+        name: base64.b64decode(value[":serialized:"])
+        for name, value in data.items()
+        if isinstance(value, dict) and ":serialized:" in value
+    }
+
+
+def test_no_lambda_in_the_file(model, tmp_path):
+    """Code that is saved by value cannot be read by another version of Python."""
+    model.save(tmp_path / "agent.zip")
+    parts = pickled_parts(tmp_path / "agent.zip")
+    assert {"policy_class", "lr_schedule", "observation_space"} <= set(parts)
+    for name, part in parts.items():
+        assert b"<lambda>" not in part, name
+        assert b"CodeType" not in part, name
+    # Those of the user are saved all the same, and would be seen here.
+    settings = {**SMALL, "learning_rate": lambda progress: 1e-3 * progress}
+    RGRL("MlpEnsemblePolicy", "CartPole-v1", **settings).save(tmp_path / "other.zip")
+    assert b"<lambda>" in pickled_parts(tmp_path / "other.zip")["learning_rate"]
+    assert RGRL.load(tmp_path / "other.zip").learning_rate(0.5) == 5e-4
+
+
+def test_schedules_are_saved_by_name(tmp_path):
+    schedule = LinearSchedule(1e-3, 1e-4, 0.5)
+    RGRL("MlpEnsemblePolicy", "CartPole-v1", **{**SMALL, "learning_rate": schedule}).save(tmp_path / "agent.zip")
+    loaded = RGRL.load(tmp_path / "agent.zip")
+    assert isinstance(loaded.lr_schedule, FloatSchedule)
+    assert type(loaded.lr_schedule(0.75)) is float
+    assert loaded.lr_schedule(0.75) == pytest.approx(5.5e-4)
+
+
+class Heir(RGRL):
+    """Somebody's own algorithm on top of ours."""
+
+
+def test_load_on_an_agent_warns_and_leaves_it_alone(model, tmp_path):
+    other = Heir("MlpEnsemblePolicy", "CartPole-v1", seed=9, **SMALL)
+    model.save(tmp_path / "agent")
+    before = predictions(other)
+    assert callable(other.load)  # looking at it is no call
+    with pytest.warns(UserWarning, match=r"makes a new agent.*model = Heir\.load") as caught:
+        loaded = other.load(tmp_path / "agent")
+    assert caught[0].filename == __file__
+    assert type(loaded) is Heir
+    np.testing.assert_array_equal(predictions(other), before)
+    np.testing.assert_array_equal(predictions(loaded), predictions(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(Heir.load(tmp_path / "agent")) is Heir
+        other.set_parameters(tmp_path / "agent")
+    np.testing.assert_array_equal(predictions(other), predictions(model))
+    assert RGRL.load.__doc__ == loaded.load.__doc__
+
+
+def test_going_on_in_the_episode_that_was_running(tmp_path):
+    """Agent, buffer and environment as they were left: the next step follows the last one."""
+    env = make_vec_env("Pendulum-v1", seed=0)
+    model = RGRL("MlpEnsemblePolicy", env, seed=0, **SMALL).learn(100)
+    model.save(tmp_path / "agent")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = RGRL.load(tmp_path / "agent", env=env, force_reset=False)
+    loaded.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=False)
+    np.testing.assert_array_equal(loaded._last_obs, model._last_obs)
+    loaded.learn(60, reset_num_timesteps=False)
+    buffer = loaded.replay_buffer
+    assert buffer.successors[99] == 100
+    np.testing.assert_array_equal(buffer.next_observations[99], buffer.observations[100])
+    cut = RGRL.load(tmp_path / "agent", env=make_vec_env("Pendulum-v1", seed=1))
+    cut.load_replay_buffer(tmp_path / "buffer")
+    cut.learn(60, reset_num_timesteps=False)
+    assert cut.replay_buffer.successors[99] == -1
+
+
+def test_new_environment_cuts_the_running_episode(model):
+    model.set_env(make_vec_env("CartPole-v1", seed=8))
+    assert model._last_obs is None
+    model.learn(40, reset_num_timesteps=False)
+    assert (model.num_timesteps, model.replay_buffer.successors[199]) == (240, -1)
+    model.set_env(model.get_env(), force_reset=False)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == 260
 
 
 def test_nothing_of_the_running_environments_is_saved(model, tmp_path):
