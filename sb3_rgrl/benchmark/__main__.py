@@ -8,18 +8,18 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from sb3_rgrl.benchmark import planner
+from sb3_rgrl.benchmark import planner, run
 from sb3_rgrl.benchmark.timing import THREAD_VARIABLES
 
 PROGRAM = "sb3_rgrl.benchmark"
-COMMANDS = {"planner": planner}
+COMMANDS = {"planner": planner, "run": run}
 """Modules with ``add_arguments(parser)`` and ``run(arguments)``; the first line of their docstring is the help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     :param arguments: Of the command line, without the program; None: those of this process.
-    :return: Exit status: 0, whatever was measured.
+    :return: Exit status of the command.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description="Measurements of RGRL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

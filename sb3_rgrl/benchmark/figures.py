@@ -125,7 +125,7 @@ def conditions(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -137,7 +137,10 @@ def conditions(command: str) -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """
+    :return: Name of the processor.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -219,7 +219,7 @@ def load_runs(results: Path | str) -> list[RunInfo]:
     :param results: Folder of the results.
     :return: All runs in it, whatever their status. Damaged ones are left out with a warning that names them.
     """
-    return [info for _, info in _readable(Path(results))]
+    return [info for info, _ in _readable(Path(results))]
 
 
 def load_results(results: Path | str, mix_versions: bool = False) -> pd.DataFrame:
@@ -232,11 +232,11 @@ def load_results(results: Path | str, mix_versions: bool = False) -> pd.DataFram
     """
     found = _readable(Path(results))
     if not mix_versions:
-        check_versions([info for _, info in found])
+        check_versions([info for info, _ in found])
     frames = [
         frame.assign(env_id=info.env_id, variant=info.variant, seed=info.seed, status=info.status)
-        for folder, info in found
-        if len(frame := read_evaluations(folder, info))
+        for info, frame in found
+        if len(frame)
     ]
     columns = ["env_id", "variant", "seed", "status", *COLUMNS]
     if not frames:
@@ -244,16 +244,16 @@ def load_results(results: Path | str, mix_versions: bool = False) -> pd.DataFram
     return pd.concat(frames, ignore_index=True)[columns]
 
 
-def _readable(results: Path) -> list[tuple[Path, RunInfo]]:
+def _readable(results: Path) -> list[tuple[RunInfo, pd.DataFrame]]:
     found = []
     for folder in run_folders(results):
         try:
             info = read_run(folder)
-            read_evaluations(folder, info)
+            frame = read_evaluations(folder, info)
         except DamagedResultError as error:
             warnings.warn(f"Left out: {error}. `run` sets it aside and makes it anew.", stacklevel=3)
         else:
-            found.append((folder, info))
+            found.append((info, frame))
     return found
 
 

@@ -1,0 +1,133 @@
+"""
+One run in this process, started by the command ``run``: ``python -m sb3_rgrl.benchmark.one_run FOLDER PARENT [mix]``.
+
+``FOLDER/run.json`` says what to do. The exit status is 0 if the run finished and 1 if it failed; then ``run.json`` has the
+reason and standard error the traceback.
+"""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import gymnasium as gym
+import torch as th
+
+from sb3_rgrl.benchmark import origin
+from sb3_rgrl.benchmark.peers import VARIANTS, hyperparameters_of, make_contestant
+from sb3_rgrl.benchmark.protocol import Evaluations, ends_with, n_eval_envs
+from sb3_rgrl.benchmark.results import (
+    EVALUATIONS_FILE,
+    PLAIN_EVALUATIONS_FILE,
+    RunInfo,
+    read_run,
+    versions_of,
+    write_evaluations,
+    write_run,
+)
+
+
+def now() -> str:
+    """
+    :return: The time, ISO 8601 with time zone.
+    """
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def execute(folder: Path, parent: int, mix_versions: bool = False) -> RunInfo:
+    """
+    Make the run of a folder from its start; what an interrupted one left is replaced.
+
+    :param folder: Folder of the run, with its ``run.json``.
+    :param parent: Number of the process that started this one.
+    :param mix_versions: Whether other versions than the command had when it asked for the run are all right.
+    :return: What ``run.json`` says now: finished or failed.
+    :raises SystemExit: If another process makes this run, or the one that started this one is gone.
+    """
+    with _alone_in(folder):
+        info = read_run(folder)
+        for name in (EVALUATIONS_FILE, PLAIN_EVALUATIONS_FILE):
+            (folder / name).unlink(missing_ok=True)
+        asked = versions_of(info)
+        info.versions, info.machine, info.started = origin.current_versions(), origin.machine(), now()
+        info.status, info.finished, info.reason, info.n_rows = "running", None, "", 0
+        write_run(folder, info)
+        try:
+            if not mix_versions:
+                _check_same(asked, versions_of(info))
+            _learn(folder, info, parent)
+            info.status = "finished"
+        except Exception as error:
+            traceback.print_exc()
+            info.status, info.reason = "failed", f"{type(error).__name__}: {error}".strip()
+        info.finished = now()
+        write_run(folder, info)
+    return info
+
+
+def _check_same(asked: object, have: object) -> None:
+    if asked != have:
+        raise RuntimeError(f"the code was changed while the command ran, or is another here: {asked} against {have}")
+
+
+def _learn(folder: Path, info: RunInfo, parent: int) -> None:
+    env = gym.make(info.env_id)
+    hyperparameters, source = hyperparameters_of(VARIANTS[info.variant], env)
+    env.close()
+    _check_same((info.hyperparameters, info.source), (hyperparameters, source))
+    check = ends_with(parent)
+
+    def save(rows: Sequence[Sequence[float]]) -> None:
+        check()
+        write_evaluations(folder, rows)
+        info.n_rows = len(rows)
+        write_run(folder, info)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        contestant = make_contestant(info, n_eval_envs(info), Path(scratch))
+        evaluations = Evaluations(contestant, info, save, check)
+        contestant.learn(evaluations)
+        evaluations.evaluate(info.n_final_episodes, final=True)
+        contestant.eval_env.close()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """
+    :param folder: Folder of a run, which a job of an earlier command may still be making.
+    :raises SystemExit: If so.
+    """
+    path = folder / ".lock"
+    with open(path, "w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SystemExit(f"Another process makes the run in {folder}; wait until it has ended.") from error
+        try:
+            yield
+        finally:
+            # Windows does not remove open files.
+            with suppress(OSError):
+                path.unlink()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    :param arguments: ``FOLDER PARENT [mix]``; None: those of this process.
+    :return: Exit status.
+    """
+    folder, parent, *rest = sys.argv[1:] if arguments is None else arguments
+    # The nets are small, and runs side by side would fight for the cores.
+    th.set_num_threads(1)
+    info = execute(Path(folder), int(parent), mix_versions="mix" in rest)
+    return 0 if info.status == "finished" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
