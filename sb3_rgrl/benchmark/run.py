@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--evaluations", type=int, default=20, help="evaluations on the way (default: %(default)s)")
     add("--eval-episodes", type=int, default=20, help="episodes of each (default: %(default)s)")
     add("--final-episodes", type=int, default=100, help="episodes of the evaluation at the end (default: %(default)s)")
-    add("--results", type=Path, default=Path("logs/benchmark"), help="folder of the results (default: %(default)s)")
+    add("--results", type=Path, default=Path("results"), help="folder of the results (default: %(default)s)")
     add("--jobs", type=int, help="runs at the same time (default: one for each core, on a cluster all)")
     add("--executor", default="local", help="local, ray or submitit (default: %(default)s)")
     add("--executor-option", nargs="+", default=[], metavar="NAME=VALUE", help="for ray.init or submitit, e.g. address=auto")

@@ -92,10 +92,10 @@ class UniformRandom(SimpleAlgorithm):
 
 class LinearSearch(SimpleAlgorithm):
     """
-    Draws linear policies a = W s + b at random and keeps the best.
+    Draws linear policies a = W s at random and keeps the best.
 
-    Each plays a few whole episodes; the one with the highest mean return so far is the policy. W and b are standard normal,
-    for observations standardised by what random actions meet first. The largest output is the action (Discrete), or the
+    Each plays a few whole episodes; the one with the highest mean return so far is the policy. W is standard normal, for
+    observations s standardised by what random actions meet first. The largest output is the action (Discrete), or the
     outputs, clipped to -1..1, are scaled to the bounds (Box).
 
     :param env: See :class:`SimpleAlgorithm`.
@@ -117,9 +117,9 @@ class LinearSearch(SimpleAlgorithm):
 
     def draw(self) -> NDArray[np.float64]:
         """
-        :return: A random policy: W and b side by side, shape (outputs, inputs + 1).
+        :return: A random policy W, shape (outputs, inputs).
         """
-        return self.generator.standard_normal((self.n_outputs, self.n_inputs + 1))
+        return self.generator.standard_normal((self.n_outputs, self.n_inputs))
 
     def act(self, weights: NDArray[np.float64], observation: NDArray[Any]) -> NDArray[Any]:
         """
@@ -127,7 +127,7 @@ class LinearSearch(SimpleAlgorithm):
         :param observation: Observations, shape (n, inputs).
         :return: Its actions, shape (n, ``*action_shape``).
         """
-        outputs: NDArray[np.float64] = (observation - self.mean) / self.std @ weights[:, :-1].T + weights[:, -1]
+        outputs: NDArray[np.float64] = (observation - self.mean) / self.std @ weights.T
         space = self.action_space
         if isinstance(space, spaces.Discrete):
             chosen: NDArray[Any] = outputs.argmax(axis=1) + space.start
