@@ -8,11 +8,11 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from sb3_rgrl.benchmark import planner, report, run
+from sb3_rgrl.benchmark import export, planner, report, run
 from sb3_rgrl.benchmark.timing import THREAD_VARIABLES
 
 PROGRAM = "sb3_rgrl.benchmark"
-COMMANDS = {"planner": planner, "run": run, "report": report}
+COMMANDS = {"planner": planner, "run": run, "report": report, "export": export}
 """Modules with ``add_arguments(parser)`` and ``run(arguments)``; the first line of their docstring is the help."""
 
 

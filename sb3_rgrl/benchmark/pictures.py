@@ -1,70 +1,20 @@
 """Pictures of a comparison: learning curves, time to the threshold, scores, and profiles of them."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from sb3_rgrl.benchmark.curves import Mean, overlaid
+from sb3_rgrl.benchmark.looks import STYLE, Look, Scale, legend_below, looks, panels_of, set_scale, wrapped
 from sb3_rgrl.benchmark.statistics import Bootstrap, Estimate, Floats, mean
 from sb3_rgrl.benchmark.summaries import TAUS, Comparison, Summary
 from sb3_rgrl.benchmark.timing import short
-
-Scale = Literal["auto", "linear", "log"]
-
-# The colours of Okabe and Ito, which are told apart with all common kinds of colour blindness; without yellow, which is pale
-# on white. Markers and line styles tell the same once more.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
-LINES = ("-", "--", "-.", ":")
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    # Ids inside an SVG, which are random otherwise
-    "svg.hashsalt": "sb3-rgrl",
-}
-BASELINES = {"linear-search": ("#777777", "--"), "random": ("#777777", ":")}
-"""Colour and line of what every learner should beat."""
-LOG_FROM = 6.0
-"""``"auto"`` takes logarithms where the largest value is as many times the smallest."""
-PANEL = (3.3, 2.6)
-"""Inches of a panel."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a variant is drawn, in all pictures alike."""
-
-    colour: str
-    marker: str
-    line: str
-
-
-def looks(variants: Sequence[str]) -> dict[str, Look]:
-    """
-    :param variants: In the order of the legend.
-    :return: How each is drawn.
-    """
-    n, found = len(COLOURS), {}
-    for k, name in enumerate(variants):
-        colour, line = BASELINES.get(name, (COLOURS[k % n], LINES[(k // n) % len(LINES)]))
-        found[name] = Look(colour, MARKERS[k % len(MARKERS)], line)
-    return found
 
 
 def draw_all(comparison: Comparison, scale: Scale = "auto") -> dict[str, tuple[str, Picture]]:
@@ -133,22 +83,23 @@ def draw_curves(comparison: Comparison, x_axis: Literal["steps", "wall_seconds"]
     :return: A panel for each task.
     """
     look = looks(comparison.variants)
-    picture, panels = _panels(list(comparison.tasks))
+    picture, panels = panels_of(list(comparison.tasks))
     for env_id, axes in panels:
-        ends = []
+        starts, ends = [], []
         for variant, curves in comparison.tasks[env_id].items():
             for curve in curves:
                 x = getattr(curve, x_axis)
                 axes.plot(x, curve.returns, look[variant].line, color=look[variant].colour, lw=0.5, alpha=0.3)
+                starts.append(x[0])
                 ends.append(x[-1])
             _draw_mean(axes, overlaid(curves), x_axis, look[variant], comparison.bootstrap)
         threshold = comparison.reference(env_id).threshold
         if math.isfinite(threshold):
             axes.axhline(threshold, color="black", lw=0.8, ls=(0, (4, 3)))
-        _set_scale(axes, "x", scale, ends)
+        set_scale(axes, "x", scale, ends, min((x for x in starts if x > 0), default=None))
         axes.set_xlabel("environment steps" if x_axis == "steps" else "seconds of training")
         axes.set_ylabel("mean return")
-    _legend(picture, comparison.variants, look)
+    legend_below(picture, comparison.variants, look)
     return picture
 
 
@@ -195,7 +146,7 @@ def draw_reached(comparison: Comparison, scale: Scale) -> Picture:
     look = looks(comparison.variants)
     tasks = _tasks_of(comparison)
     rows = max(len(found) for found in tasks.values())
-    picture, panels = _panels(list(tasks), height=0.9 + 0.27 * rows)
+    picture, panels = panels_of(list(tasks), height=0.9 + 0.27 * rows)
     for env_id, axes in panels:
         found = tasks[env_id][::-1]
         steps = [reach.steps for summary in found for reach in summary.reaches if reach.steps > 0]
@@ -204,7 +155,7 @@ def draw_reached(comparison: Comparison, scale: Scale) -> Picture:
         axes.set_yticks(range(len(found)), [summary.variant for summary in found])
         axes.grid(False, axis="y")
         axes.set_title(f"{env_id}, from {short(found[0].threshold)}")
-        is_log = _set_scale(axes, "x", scale, steps)
+        is_log = set_scale(axes, "x", scale, steps)
         axes.set_xlim(left=min(steps) / 1.5 if is_log else 0.0)
         axes.set_xlabel("environment steps to the threshold")
     return picture
@@ -238,7 +189,7 @@ def draw_pareto(comparison: Comparison) -> Picture:
     """
     look = looks(comparison.variants)
     tasks = _tasks_of(comparison)
-    picture, panels = _panels(list(tasks), height=3.1)
+    picture, panels = panels_of(list(tasks), height=3.1)
     for env_id, axes in panels:
         never = [summary.variant for summary in tasks[env_id] if not math.isfinite(summary.steps.value)]
         points = [summary for summary in tasks[env_id] if math.isfinite(summary.steps.value)]
@@ -246,15 +197,12 @@ def draw_pareto(comparison: Comparison) -> Picture:
             _draw_point(axes, summary, look[summary.variant])
         front = pareto_front([(summary.steps.value, summary.wall_seconds.value) for summary in points])
         axes.plot([x for x, _ in front], [y for _, y in front], color="black", lw=0.8, ls=":", zorder=1)
-        for which, name in (("x", "steps"), ("y", "wall_seconds")):
-            limits = [limit for s in points for limit in getattr(s, name) if math.isfinite(limit) and limit > 0]
-            _set_scale(axes, which, "log" if limits else "linear", limits)
-            if limits:
-                getattr(axes, f"set_{which}lim")(min(limits) / 1.6, max(limits) * 1.9)
+        _frame(axes, "x", [summary.steps for summary in points])
+        _frame(axes, "y", [summary.wall_seconds for summary in points])
         axes.set_xlabel("environment steps to the threshold")
         axes.set_ylabel("seconds of training to it")
         if never:
-            axes.set_title(f"{env_id}\n{_wrapped('not by half of the seeds: ', never)}", fontsize=8)
+            axes.set_title(f"{env_id}\n{wrapped('not by half of the seeds: ', never)}", fontsize=8)
     return picture
 
 
@@ -265,6 +213,13 @@ def _draw_point(axes: Axes, summary: Summary, look: Look) -> None:
             draw(y.value if estimate is x else x.value, estimate.low, estimate.high, color=look.colour, lw=1.0)
     axes.plot(x.value, y.value, look.marker, color=look.colour, markersize=8, markeredgecolor="white")
     axes.annotate(summary.variant, (x.value, y.value), (5, 4), textcoords="offset points", fontsize=7.5, color=look.colour)
+
+
+def _frame(axes: Axes, which: Literal["x", "y"], estimates: Sequence[Estimate]) -> None:
+    limits = [limit for estimate in estimates for limit in estimate if math.isfinite(limit) and limit > 0]
+    set_scale(axes, which, "log", limits)
+    if limits:
+        axes.set(**{f"{which}lim": (min(limits) / 1.6, max(limits) * 1.9)})
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -289,7 +244,7 @@ def draw_profiles(comparison: Comparison) -> Picture:
     """
     look = looks(comparison.variants)
     groups = {group_title(group.env_ids): group for group in comparison.groups}
-    picture, panels = _panels(list(groups), height=3.0)
+    picture, panels = panels_of(list(groups), height=3.0)
     for title, axes in panels:
         for variant in groups[title].scores:
             share, low, high = comparison.profile(groups[title], variant)
@@ -299,7 +254,7 @@ def draw_profiles(comparison: Comparison) -> Picture:
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("normalised final return")
         axes.set_ylabel("share of runs above it")
-    _legend(picture, comparison.variants, look)
+    legend_below(picture, comparison.variants, look)
     return picture
 
 
@@ -311,7 +266,7 @@ def draw_scores(comparison: Comparison) -> Picture:
     look = looks(comparison.variants)
     groups = {group_title(group.env_ids): group for group in comparison.groups}
     rows = max(len(group.scores) for group in groups.values())
-    picture, panels = _panels(list(groups), height=0.9 + 0.27 * rows)
+    picture, panels = panels_of(list(groups), height=0.9 + 0.27 * rows)
     for title, axes in panels:
         names = list(groups[title].scores)[::-1]
         for place, name in enumerate(names):
@@ -344,17 +299,7 @@ def group_title(env_ids: Sequence[str]) -> str:
     """
     if len(env_ids) == 1:
         return env_ids[0]
-    return f"{len(env_ids)} tasks:\n" + _wrapped("", [name.rpartition("-v")[0] for name in env_ids])
-
-
-def _wrapped(start: str, words: Sequence[str], width: int = 38) -> str:
-    lines = [start]
-    for k, word in enumerate(words):
-        piece = word + (", " if k < len(words) - 1 else "")
-        if len(lines[-1]) + len(piece) > width:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(line.rstrip() for line in lines)
+    return f"{len(env_ids)} tasks:\n" + wrapped("", [name.rpartition("-v")[0] for name in env_ids])
 
 
 def _tasks_of(comparison: Comparison) -> dict[str, list[Summary]]:
@@ -363,43 +308,3 @@ def _tasks_of(comparison: Comparison) -> dict[str, list[Summary]]:
         if summary.reaches:
             tasks.setdefault(summary.env_id, []).append(summary)
     return tasks
-
-
-def _panels(titles: Sequence[str], height: float = PANEL[1]) -> tuple[Picture, Iterator[tuple[str, Axes]]]:
-    n_columns = 2 if len(titles) in (2, 4) else min(len(titles), 3)
-    n_rows = math.ceil(len(titles) / n_columns)
-    width = max(n_columns, 1.6) * PANEL[0]
-    picture = Picture(figsize=(width, n_rows * height + 0.5), layout="constrained")
-    panels = picture.subplots(n_rows, n_columns, squeeze=False).flat
-    for axes in list(panels)[len(titles) :]:
-        axes.remove()
-
-    def titled() -> Iterator[tuple[str, Axes]]:
-        for title, axes in zip(titles, picture.axes, strict=True):
-            axes.set_title(title, fontsize=10 if len(title) < 30 else 8)
-            yield title, axes
-
-    return picture, titled()
-
-
-def _set_scale(axes: Axes, which: Literal["x", "y"] | str, scale: Scale, values: Sequence[float]) -> bool:
-    positive = [value for value in values if value > 0]
-    is_log = bool(positive) and (scale == "log" or (scale == "auto" and max(positive) >= LOG_FROM * min(positive)))
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if is_log:
-        axis.axes.set(**{f"{which}scale": "log"})
-        # Under a decade and a half powers of ten alone may leave a single label.
-        is_short = max(positive) < 30.0 * min(positive)
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if is_short else (1.0,)))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(EngFormatter(sep=""))
-    return is_log
-
-
-def _legend(picture: Picture, variants: Sequence[str], look: dict[str, Look]) -> None:
-    handles = [
-        Line2D([], [], color=look[name].colour, ls=look[name].line, marker=look[name].marker, markersize=5, label=name)
-        for name in variants
-    ]
-    columns = max(1, min(len(handles), int(picture.get_figwidth() / 1.35)))
-    picture.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sb3_rgrl.benchmark import pictures, tables, web
 from sb3_rgrl.benchmark.curves import curves_of
+from sb3_rgrl.benchmark.looks import Scale
 from sb3_rgrl.benchmark.references import parse_reference
 from sb3_rgrl.benchmark.results import MixedVersionsError, RunInfo, check_versions, load_results, load_runs, versions_of
 from sb3_rgrl.benchmark.statistics import Bootstrap
@@ -25,11 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Takes the arguments of the command.
     """
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that `run` has written (results)")
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write (report)")
     add_selection(parser)
     parser.add_argument("--scale", choices=("auto", "linear", "log"), default="auto", help="of steps and seconds (auto)")
     parser.add_argument("--resamples", type=_positive, default=Bootstrap.n_resamples, help="of the bootstrap (%(default)s)")
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Takes the arguments that choose results and say how to read them.
+    """
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that `run` has written (results)")
+    parser.add_argument("--env", nargs="+", default=[], metavar="ENV", help="these tasks only")
+    parser.add_argument("--variant", nargs="+", default=[], metavar="VARIANT", help="these variants only")
+    parser.add_argument("--mix-versions", action="store_true", help="take results of different versions side by side")
     parser.add_argument(
         "--reference",
         nargs=4,
@@ -38,15 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("ENV", "RANDOM", "BEST", "THRESHOLD"),
         help="returns of a task that the table does not have; '-' for an unknown one",
     )
-
-
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """
-    :param parser: Takes the arguments that choose among the results.
-    """
-    parser.add_argument("--env", nargs="+", default=[], metavar="ENV", help="these tasks only")
-    parser.add_argument("--variant", nargs="+", default=[], metavar="VARIANT", help="these variants only")
-    parser.add_argument("--mix-versions", action="store_true", help="take results of different versions side by side")
 
 
 def _positive(text: str) -> int:
@@ -108,7 +109,7 @@ def selected(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[RunInfo]
 
 
 def write(
-    output: Path, results: pd.DataFrame, comparison: Comparison, damaged: Sequence[str] = (), scale: pictures.Scale = "auto"
+    output: Path, results: pd.DataFrame, comparison: Comparison, damaged: Sequence[str] = (), scale: Scale = "auto"
 ) -> None:
     """
     :param output: Folder; it is made.
@@ -119,13 +120,15 @@ def write(
     """
     drawn = pictures.draw_all(comparison, scale)
     made = tables.all_tables(comparison)
+    # For people, one row per variant instead of one per seed, which is in seeds.csv
+    short = [tables.seeds_in_short(comparison) if table.title == tables.EVERY_SEED else table for table in made]
     notes, how = [*damaged, *cautions(comparison)], conditions(comparison.runs)
     output.mkdir(parents=True, exist_ok=True)
     for name, (_, picture) in drawn.items():
         pictures.save(output / PICTURES, name, picture)
-    title = f"Benchmark: {', '.join(comparison.tasks)}"
+    title = f"Benchmark: {', '.join(comparison.tasks) if len(comparison.tasks) < 4 else f'{len(comparison.tasks)} tasks'}"
     (output / PAGE).write_text(web.page(title, drawn, made, notes, how), encoding="utf-8")
-    (output / TEXT).write_text(text_of(title, drawn, made, notes, how), encoding="utf-8")
+    (output / TEXT).write_text(text_of(title, drawn, short, notes, how), encoding="utf-8")
     tables.seeds(comparison).write_csv(output / "seeds.csv")
     (output / ROWS).write_bytes(gzip.compress(results.to_csv(index=False, lineterminator="\n").encode(), mtime=0))
 

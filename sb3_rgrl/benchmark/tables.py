@@ -16,6 +16,7 @@ from sb3_rgrl.benchmark.summaries import Comparison, Group, Summary
 from sb3_rgrl.benchmark.timing import short
 
 NOTHING = "–"  # noqa: RUF001
+EVERY_SEED = "Every seed"
 
 
 class Cell(NamedTuple):
@@ -312,7 +313,31 @@ def seeds(comparison: Comparison) -> Table:
         "final holds",
         "area",
     )
-    return Table("Every seed", columns, rows, "Seeds that never reached the threshold have no step there.")
+    return Table(EVERY_SEED, columns, rows, "Seeds that never reached the threshold have no step there.")
+
+
+def seeds_in_short(comparison: Comparison) -> Table:
+    """
+    :param comparison: What was measured.
+    :return: The same with a row for each task and variant.
+    """
+    rows = [
+        (
+            words(summary.env_id),
+            words(summary.variant),
+            words(", ".join(str(curve.seed) for curve in summary.curves)),
+            words(", ".join(number(curve.final_return).text for curve in summary.curves)),
+            words(", ".join(_reached_at(summary, curve) for curve in summary.curves)),
+        )
+        for summary in comparison.summaries
+    ]
+    columns = ("task", "variant", "seeds", "final return of each", "reached at step")
+    return Table(EVERY_SEED, columns, rows, f"'{NOTHING}': the run has no final evaluation, or never reached the threshold.")
+
+
+def _reached_at(summary: Summary, curve: Curve) -> str:
+    reach = curve.reach(summary.threshold)
+    return number(reach.steps if reach.reached else NAN).text
 
 
 def _seed_row(comparison: Comparison, summary: Summary, curve: Curve) -> Sequence[Cell]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Picture
 
-from sb3_rgrl.benchmark.pictures import STYLE
+from sb3_rgrl.benchmark.looks import STYLE
 from sb3_rgrl.benchmark.tables import Table
 
 LOOK = """
