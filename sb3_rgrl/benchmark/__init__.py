@@ -19,4 +19,11 @@ Measurements of RGRL.
 - ``one_run``: the process of one run; ``executors``: where it is started;
 - ``results``: its files; ``origin``: the versions and the machine in them;
 - ``progress``, ``names``: what people see and type.
+
+``python -m sb3_rgrl.benchmark report`` and ``export`` make something of its results:
+
+- ``report``, ``export``: the commands;
+- ``curves``: runs as learning curves; ``references``: what a return is worth;
+- ``statistics``: estimates with intervals; ``summaries``: what the runs amount to;
+- ``tables``, ``pictures``, ``looks`` and ``web``: how that is shown.
 """

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid  # type: ignore[import-untyped]
 
 from sb3_rgrl.benchmark.statistics import NAN, Floats
 
@@ -82,7 +83,7 @@ class Curve:
         inside = self.steps[(self.steps > since) & (self.steps < until)]
         steps = np.concatenate([[since], inside, [until]])
         heights = np.interp(steps, self.steps, self.returns)
-        return float(np.trapezoid(heights, steps) / (until - since))
+        return float(trapezoid(heights, steps) / (until - since))
 
 
 def curves_of(results: pd.DataFrame) -> list[Curve]:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure as Picture
 
 from sb3_rgrl.benchmark import pictures, tables, web
 from sb3_rgrl.benchmark.curves import curves_of
-from sb3_rgrl.benchmark.looks import Scale
 from sb3_rgrl.benchmark.references import parse_reference
 from sb3_rgrl.benchmark.results import MixedVersionsError, RunInfo, check_versions, load_results, load_runs, versions_of
 from sb3_rgrl.benchmark.statistics import Bootstrap
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write (report)")
     add_selection(parser)
     parser.add_argument("--scale", choices=("auto", "linear", "log"), default="auto", help="of steps and seconds (auto)")
+    parser.add_argument("--no-pictures", action="store_true", help="tables only, which is quicker")
     parser.add_argument("--resamples", type=_positive, default=Bootstrap.n_resamples, help="of the bootstrap (%(default)s)")
 
 
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     comparison = Comparison(curves_of(results), runs, Bootstrap(arguments.resamples), references)
-    write(arguments.output, results, comparison, damaged, arguments.scale)
+    drawn = {} if arguments.no_pictures else pictures.draw_all(comparison, arguments.scale)
+    write(arguments.output, results, comparison, drawn, damaged)
     print(f"Report: {arguments.output / PAGE}")
     return 0
 
@@ -109,16 +111,19 @@ def selected(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[RunInfo]
 
 
 def write(
-    output: Path, results: pd.DataFrame, comparison: Comparison, damaged: Sequence[str] = (), scale: Scale = "auto"
+    output: Path,
+    results: pd.DataFrame,
+    comparison: Comparison,
+    drawn: Mapping[str, tuple[str, Picture]],
+    damaged: Sequence[str] = (),
 ) -> None:
     """
     :param output: Folder; it is made.
     :param results: Rows of :func:`~sb3_rgrl.benchmark.results.load_results`, one at least.
     :param comparison: What they amount to.
+    :param drawn: Name -> caption and picture.
     :param damaged: What is said about damaged runs.
-    :param scale: Of the axes for steps and seconds.
     """
-    drawn = pictures.draw_all(comparison, scale)
     made = tables.all_tables(comparison)
     # For people, one row per variant instead of one per seed, which is in seeds.csv
     short = [tables.seeds_in_short(comparison) if table.title == tables.EVERY_SEED else table for table in made]
