@@ -59,17 +59,19 @@ def draw_all(comparison: Comparison, scale: Scale = "auto") -> dict[str, tuple[s
     return drawn
 
 
-def save(folder: Path, name: str, picture: Picture) -> None:
+def save(folder: Path, name: str, picture: Picture) -> bytes:
     """
     :param folder: Where to; it is made.
     :param name: Name of the files without suffix: a PNG and an SVG.
     :param picture: What to write.
+    :return: Content of the PNG.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
-        picture.savefig(folder / f"{name}.png", dpi=150)
         # Without the time of writing, equal results make equal files.
         picture.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        picture.savefig(folder / f"{name}.png", dpi=150)
+    return (folder / f"{name}.png").read_bytes()
 
 
 # Learning curves

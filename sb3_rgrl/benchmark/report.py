@@ -129,10 +129,12 @@ def write(
     short = [tables.seeds_in_short(comparison) if table.title == tables.EVERY_SEED else table for table in made]
     notes, how = [*damaged, *cautions(comparison)], conditions(comparison.runs)
     output.mkdir(parents=True, exist_ok=True)
-    for name, (_, picture) in drawn.items():
-        pictures.save(output / PICTURES, name, picture)
+    images = {
+        name: web.Image(caption, pictures.save(output / PICTURES, name, picture), round(96 * picture.get_figwidth()))
+        for name, (caption, picture) in drawn.items()
+    }
     title = f"Benchmark: {', '.join(comparison.tasks) if len(comparison.tasks) < 4 else f'{len(comparison.tasks)} tasks'}"
-    (output / PAGE).write_text(web.page(title, drawn, made, notes, how), encoding="utf-8")
+    (output / PAGE).write_text(web.page(title, images, made, notes, how), encoding="utf-8")
     (output / TEXT).write_text(text_of(title, drawn, short, notes, how), encoding="utf-8")
     tables.seeds(comparison).write_csv(output / "seeds.csv")
     (output / ROWS).write_bytes(gzip.compress(results.to_csv(index=False, lineterminator="\n").encode(), mtime=0))

@@ -2,13 +2,9 @@
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure as Picture
-
-from sb3_rgrl.benchmark.looks import STYLE
 from sb3_rgrl.benchmark.tables import Table
 
 LOOK = """
@@ -53,16 +49,25 @@ for (const table of document.querySelectorAll("table.sortable")) {
 """
 
 
+class Image(NamedTuple):
+    """A picture in the page."""
+
+    caption: str
+    png: bytes
+    width: int
+    """In pixels of the page."""
+
+
 def page(
     title: str,
-    pictures: Mapping[str, tuple[str, Picture]],
+    pictures: Mapping[str, Image],
     tables: Sequence[Table],
     warnings: Sequence[str],
     conditions: Mapping[str, str],
 ) -> str:
     """
     :param title: Of the page.
-    :param pictures: Name -> caption and picture.
+    :param pictures: By name.
     :param tables: In their order.
     :param warnings: What to know before comparing.
     :param conditions: Heading -> text about how it was measured.
@@ -71,7 +76,7 @@ def page(
     sections = [
         *(f'<p class="warning">{html.escape(text)}</p>' for text in warnings),
         '<div class="pictures">',
-        *(_figure(name, caption, picture) for name, (caption, picture) in pictures.items()),
+        *(_figure(name, image) for name, image in pictures.items()),
         "</div>",
         *(table.html() for table in tables),
         "<h2>How it was measured</h2>",
@@ -89,13 +94,9 @@ def page(
     )
 
 
-def _figure(name: str, caption: str, picture: Picture) -> str:
-    content = io.BytesIO()
-    with rc_context(STYLE):
-        picture.savefig(content, format="png", dpi=150)
-    data = base64.b64encode(content.getvalue()).decode()
-    width = round(96 * picture.get_figwidth())
+def _figure(name: str, image: Image) -> str:
+    data = base64.b64encode(image.png).decode()
     return (
-        f'<figure><img alt="{html.escape(name)}" width="{width}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure><img alt="{html.escape(name)}" width="{image.width}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(image.caption)}</figcaption></figure>"
     )
