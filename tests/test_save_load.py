@@ -213,8 +213,8 @@ def test_elastic_weight_consolidation_may_be_switched_at_load(model, tmp_path):
         loaded.set_parameters(model.get_parameters())
 
 
-def test_exclude_include_and_custom_objects(model, tmp_path):
-    model.verbose = 2
+def test_exclude_include_and_custom_objects(tmp_path):
+    model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, verbose=2, buffer_size=300, **SMALL).learn(200)
     model.save(tmp_path / "agent", exclude=["verbose", "learning_rate"])
     loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5, "dummy": 1.0})
     assert loaded.verbose == 0
