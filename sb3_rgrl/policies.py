@@ -344,11 +344,26 @@ class EnsemblePolicy(BasePolicy):
                 generator = _generator(0)
             elif generator is None:
                 generator = self.prediction_generator
-            plans = self.starts.of_states(_as_numpy(states)) if deterministic else self.starts.fresh(len(states), generator)
+            if deterministic:
+                plans = self.starts.of_states(self._noise_keys(observation, states))
+            else:
+                plans = self.starts.fresh(len(states), generator)
             if state is not None and self.warm_start:
                 plans = self.starts.warm(plans, state[0], episode_start)
             n_considered = len(plans) if deterministic else min(self.exploration_candidates, len(plans))
             return self._decide(states, plans, n_considered, generator)
+
+    def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
+        """
+        :return: What the noise of a deterministic decision depends on, the same to the last bit for an observation alone
+            and for one among many, shape (n, k).
+        """
+        if isinstance(self.features_extractor, FlattenExtractor):
+            return _as_numpy(states)
+        # Nets round in another way for each number of rows: their features are no key, the observation itself is.
+        tensors, _ = self.obs_to_tensor(observation)
+        parts = [tensors[name] for name in sorted(tensors)] if isinstance(tensors, dict) else [tensors]
+        return np.concatenate([_as_numpy(part).reshape(len(states), -1) for part in parts], axis=1)
 
     def _decide(self, states: th.Tensor, plans: np.ndarray, n_considered: int, generator: np.random.Generator) -> Plan:
         """

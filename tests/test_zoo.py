@@ -1,15 +1,21 @@
 """RGRL in rl_zoo3: the literal commands, the start-up hook, the registration and the sampler."""
 
+import contextlib
 import importlib.util
 import inspect
+import io
 import os
+import pickle
 import pkgutil
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import matplotlib as mpl
 import optuna
 import pytest
 import yaml
@@ -76,6 +82,29 @@ def zoo_command() -> list[str]:
     return [script] if script else [sys.executable, "-m", "rl_zoo3.cli"]
 
 
+def zoo(cwd: Path, *command: object, module: str | None = None) -> str:
+    """
+    A command of the zoo in this process, which saves the imports, each some seconds.
+
+    :param command: What stands after ``rl_zoo3``, or, with a module, after ``python -m rl_zoo3.<module>``.
+    :return: What it printed.
+    """
+    from rl_zoo3 import cli
+
+    register()
+    mpl.use("agg")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.simplefilter("default")  # errors in these tests, but those of the zoo are not ours
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["rl_zoo3", *map(str, command)])
+        if module is None:
+            cli.main()
+        else:
+            runpy.run_module(f"rl_zoo3.{module}", run_name="__main__", alter_sys=True)
+    return printed.getvalue()
+
+
 # ------------------------------------------------------------------ the literal commands
 
 
@@ -90,6 +119,127 @@ def test_train(trained: tuple[Path, str]) -> None:
 def test_enjoy(trained: tuple[Path, str], hook_env: dict) -> None:
     command = [*zoo_command(), "enjoy", "--algo", "rgrl", "--env", "CartPole-v1", "-f", "logs", "--no-render", "-n", 60]
     assert "Mean reward" in run(command, trained[0], hook_env)
+
+
+CONFIG = """
+CartPole-v1:
+  n_timesteps: 240
+  policy: MlpEnsemblePolicy
+  n_envs: 2
+  normalize: "dict(norm_obs=True, norm_reward=False)"
+  learning_rate: lin_0.001
+  policy_kwargs: "dict(net_arch=[16])"
+  callback:
+    - stable_baselines3.common.callbacks.LogEveryNTimesteps:
+        n_steps: 100
+"""
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], str]:
+    """A run by a file of hyperparameters with checkpoints and buffer: where, how, and what it printed."""
+    cwd = tmp_path_factory.mktemp("configured")
+    tiny = "".join(f"  {setting.replace(':', ': ')}\n" for setting in TINY)
+    (cwd / "mine.yml").write_text(CONFIG + tiny)
+    options = ["--algo", "rgrl", "--env", "CartPole-v1", "--conf-file", "mine.yml", "--eval-freq", "120"]
+    options += ["--eval-episodes", "2", "--save-freq", "120", "--save-replay-buffer", "--num-threads", "1"]
+    return cwd, options, zoo(cwd, "train", *options, "--seed", 0)
+
+
+def test_file_of_hyperparameters(configured: tuple[Path, list[str], str]) -> None:
+    """Normalization, a schedule, a callback and several environments, all from YAML."""
+    cwd, _, output = configured
+    run_path = cwd / "logs" / "rgrl" / "CartPole-v1_1"
+    assert "Normalization activated: {'norm_obs': True, 'norm_reward': False" in output
+    for name in ("best_model.zip", "rl_model_120_steps.zip", "rl_model_240_steps.zip", "replay_buffer.pkl"):
+        assert (run_path / name).is_file(), name
+    assert (run_path / "CartPole-v1" / "vecnormalize.pkl").is_file()
+    # LogEveryNTimesteps of the file, on top of every fourth episode
+    assert "total_timesteps | 100" in output
+    agent = RGRL.load(run_path / "CartPole-v1.zip")
+    assert (agent.num_timesteps, agent.n_envs, agent.policy.net_arch) == (240, 2, [16])
+    assert agent.lr_schedule(0.5) == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize(
+    ("options", "loaded"),
+    [
+        (["--load-best"], "best_model.zip"),
+        (["--load-checkpoint", "120"], "rl_model_120_steps.zip"),
+        (["--load-last-checkpoint"], "rl_model_240_steps.zip"),
+        (["--stochastic"], "CartPole-v1.zip"),
+        (["--n-envs", "2"], "CartPole-v1.zip"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_enjoy_each(configured: tuple[Path, list[str], str], options: list[str], loaded: str) -> None:
+    output = zoo(configured[0], "enjoy", "--algo", "rgrl", "--env", "CartPole-v1", "-f", "logs", "--exp-id", 1, "--no-render",
+                 "-n", 120, "--num-threads", 1, *options)  # fmt: skip
+    assert f"CartPole-v1_1/{loaded}" in output
+    assert ("Mean reward" in output) == ("--n-envs" not in options)
+
+
+def test_continue_then_plot(configured: tuple[Path, list[str], str]) -> None:
+    cwd, options, _ = configured
+    first = "logs/rgrl/CartPole-v1_1/CartPole-v1.zip"
+    output = zoo(cwd, "train", *options, "-n", 240, "-i", first, "-params", "learning_rate:0.002", "--seed", 1)
+    for line in ("Loading pretrained agent", "Loading replay buffer", "Loading saved VecNormalize stats"):
+        assert line in output
+    second = cwd / "logs" / "rgrl" / "CartPole-v1_2"
+    agent = RGRL.load(second / "CartPole-v1.zip")
+    assert (agent.num_timesteps, agent.lr_schedule(1.0)) == (240, 0.002)
+    agent.load_replay_buffer(second / "replay_buffer.pkl")
+    assert agent.replay_buffer.size() == 240 + 240
+    assert agent._n_updates > RGRL.load(cwd / first)._n_updates
+
+    zoo(cwd, "plot_train", "-a", "rgrl", "-e", "CartPole", "-f", "logs", "-w", 2)
+    output = zoo(cwd, "all_plots", "-a", "rgrl", "-e", "CartPole-v1", "-f", "logs", "--no-display", "-o", "plots")
+    assert re.search(r"\|CartPole-v1 *\|\d+ \+/- \d+", output)
+    assert "CartPole-v1" in pickle.loads((cwd / "plots.pkl").read_bytes())
+    zoo(cwd, "plot_from_file", "-i", "plots.pkl", "-o", "figure", "--format", "png")
+    assert (cwd / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_record_video(configured: tuple[Path, list[str], str]) -> None:
+    pytest.importorskip("pygame", reason="needs the extra `examples`")
+    options = ["--algo", "rgrl", "--env", "CartPole-v1", "-f", "logs", "--exp-id", 1, "-n", 20, "-o", "videos"]
+    zoo(configured[0], *options, module="record_video")
+    (video,) = (configured[0] / "videos").glob("*.mp4")
+    assert video.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_benchmark(configured: tuple[Path, list[str], str], hook_env: dict) -> None:
+    """Measures every agent in a folder. It calls the enjoy.py of the zoo's own checkout, which is this line."""
+    cwd = configured[0]
+    (cwd / "enjoy.py").write_text("from rl_zoo3.enjoy import enjoy\n\nenjoy()\n")
+    env = {**hook_env, "PATH": os.pathsep.join([str(Path(sys.executable).parent), hook_env["PATH"]])}
+    options = ["--log-dir", "logs", "--benchmark-dir", "bench", "-n", 100, "--no-hub", "--num-threads", 1]
+    output = run([sys.executable, "-m", "rl_zoo3.benchmark", *options], cwd, env)
+    assert re.search(r"Mean reward: [\d.]+ \+- [\d.]+", output)
+    assert re.search(r"\|rgrl\|CartPole-v1\|", (cwd / "bench" / "benchmark.md").read_text().replace(" ", ""))
+
+
+@pytest.mark.slow
+def test_optimize_in_two_processes_at_once(tmp_path: Path, hook_env: dict) -> None:
+    """Both take their trials from one journal, and count them together."""
+    command = [*zoo_command(), "train", "--algo", "rgrl", "--env", "CartPole-v1", "-n", 60, "--eval-episodes", 1]
+    command += ["--num-threads", 1, "--storage", "study.log", "--study-name", "study", "--sampler", "random"]
+    command += ["-optimize", "--max-total-trials", 4, "--no-optim-plots"]
+    processes = [
+        subprocess.Popen([*map(str, command), "--seed", seed, "-f", f"logs{seed}"], cwd=tmp_path, env=hook_env,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    for process in processes:
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log")))
+    trials = optuna.load_study(study_name="study", storage=storage).trials
+    # Two processes may each begin the last trial.
+    assert 4 <= len(trials) <= 5
+    assert all(trial.state.is_finished() and trial.state != optuna.trial.TrialState.FAIL for trial in trials)
 
 
 def test_show_agent(trained: tuple[Path, str], hook_env: dict, tmp_path: Path) -> None:
