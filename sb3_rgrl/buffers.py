@@ -274,10 +274,11 @@ class SequenceReplayBuffer(BaseBuffer):
         """
         return self.sampler.probabilities(member)
 
-    def windows(self, indices: np.ndarray, env: VecNormalize | None = None) -> WindowSamples:
+    def windows(self, indices: np.ndarray, env: VecNormalize | None = None, aged: bool = True) -> WindowSamples:
         """
         :param indices: Where the windows start, shape (g, b).
         :param env: Normalizes the observations. Rewards stay raw: the members have units of their own.
+        :param aged: Whether returns lose weight with age; else they count by what was observed of them alone.
         :return: These windows.
         """
         steps, past_end = self._follow(indices)
@@ -285,6 +286,7 @@ class SequenceReplayBuffer(BaseBuffer):
         # Actions after the end change nothing; random ones keep the members from making anything of them.
         actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
         milestones = steps[..., self.milestone_every - 1 :: self.milestone_every]
+        shares = self.return_weights[milestones]
         return WindowSamples(
             indices=indices,
             observations=self._observations_to_torch(self.observations[indices], env),
@@ -293,7 +295,7 @@ class SequenceReplayBuffer(BaseBuffer):
             next_observations=self._observations_to_torch(self.next_observations[milestones], env),
             terminated=self.to_torch(self.terminated[milestones].astype(np.float32)),
             returns_to_go=self.to_torch(self.returns_to_go[milestones]),
-            return_weights=self.to_torch(self.return_weights[milestones] * self._recency(indices)[..., None]),
+            return_weights=self.to_torch(shares * self._recency(indices)[..., None] if aged else shares),
         )
 
     def _recency(self, places: np.ndarray) -> np.ndarray:

@@ -526,7 +526,9 @@ class RGRL(SavedAlgorithm):
                 alive = alive_before(windows.terminated[0, :, :n_milestones])
                 scales.learn_windows(states, changes, windows.rewards[0, :, :length], alive)
             if len(finished) > 0:
-                windows = buffer.windows(finished[None], env=self._vec_normalize_env)
+                # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
+                # the start of a long episode would be no record, and that is where the largest returns are.
+                windows = buffer.windows(finished[None], env=self._vec_normalize_env, aged=False)
                 returns, weights = windows.returns_to_go[0], windows.return_weights[0]
                 scales.learn_returns(returns, weights * alive_before(windows.terminated[0]))
                 length = windows.rewards.shape[-1]

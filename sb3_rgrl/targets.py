@@ -28,7 +28,8 @@ class WindowSamples(NamedTuple):
     returns_to_go: th.Tensor
     """Observed discounted return after the milestone, shape (g, b, N)."""
     return_weights: th.Tensor
-    """Share of that return that was observed, 0 while the episode runs, shape (g, b, N)."""
+    """How much that return counts: the share of it that was observed, 0 while the episode runs, times what is left of it
+    with age, shape (g, b, N)."""
 
 
 def alive_before(terminated: th.Tensor) -> th.Tensor:

@@ -747,3 +747,14 @@ def test_age_goes_on_in_a_full_ring():
 def test_impossible_recency_is_refused(bad):
     with pytest.raises(ValueError, match="return_recency must be a finite number that is not negative"):
         make_buffer(return_recency=bad)
+
+
+def test_returns_do_not_age_where_one_asks_for_what_was_observed_alone():
+    buffer, naive, rng = make_buffer(sequence_length=2, return_recency=2.0), NaiveBuffer(20, 1, 2), np.random.default_rng(0)
+    for ending in [None, None, None, "truncated", None, "terminated"]:
+        step_both(buffer, naive, [ending], rng)
+    places = buffer.all_windows()[None]
+    observed = buffer.windows(places, aged=False).return_weights[0, :, 0]
+    # Of the first episode two, one and no reward follow its three windows; the second ended by itself.
+    assert observed.tolist() == pytest.approx([1.0 - GAMMA**2, 1.0 - GAMMA, 0.0, 1.0, 1.0])
+    assert buffer.windows(places).return_weights[0, 0, 0] < 0.2 * observed[0]

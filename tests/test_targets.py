@@ -2,12 +2,15 @@
 
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sb3_rgrl import RGRL
 from sb3_rgrl.targets import Scales, Standardizer, return_to_go
 
 
@@ -192,3 +195,36 @@ def test_best_return_ignores_records_of_which_little_was_observed():
     scales.learn_best_return(th.tensor([4.0, 6.0]), th.tensor([1.0, 1.0]))
     assert scales.best_return.item() == 6.0
     assert scales.return_to_go.count.item() == 0.0, "a record is no unit"
+
+
+class Climb(gym.Env):
+    """An episode of 30 steps, rewarded by 1 each; the return is largest at its start, where most is still to come."""
+
+    observation_space = spaces.Box(0.0, 30.0, (1,), dtype=np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.k = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action):
+        self.k += 1
+        return np.full(1, self.k, dtype=np.float32), 1.0, self.k == 30, False, {}
+
+
+@pytest.mark.parametrize("recency", [0.0, 2.0, 10.0])
+def test_records_and_units_do_not_depend_on_how_returns_age(recency):
+    settings = {"learning_starts": 30, "train_freq": 30, "gradient_steps": 1, "plan_horizon": 6, "sequence_length": 3}
+    settings |= {"ensemble_size": 2, "n_candidates": 2, "n_plan_iterations": 1, "policy_kwargs": {"net_arch": [8]}}
+    model = RGRL("MlpEnsemblePolicy", Climb(), seed=0, replay_buffer_kwargs={"return_recency": recency}, **settings)
+    model.learn(60)
+    scales = model.policy.scales
+    discounted = [sum(0.995**j for j in range(n)) for n in range(31)]
+    # The start of the episode is the oldest step of all, and the record nonetheless.
+    assert scales.best_return.item() == pytest.approx(discounted[30], rel=1e-5)
+    assert scales.largest_weight.item() == 1.0
+    # After a window of 3 come 27 .. 0 more steps; what begins within the last two steps of the episode tells nothing more.
+    after = [discounted[max(n - 3, 0)] for n in range(30, 0, -1)]
+    assert scales.return_to_go.mean.item() == pytest.approx(np.mean(after), rel=1e-5)
+    assert scales.return_to_go.std.item() == pytest.approx(np.std(after), rel=1e-4)
