@@ -1,5 +1,6 @@
 """Reversal Generative Reinforcement Learning (RGRL) for Stable-Baselines3."""
 
+from sb3_rgrl.environments import EnvironmentFault
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
     CnnEnsemblePolicy,
@@ -16,6 +17,7 @@ __all__ = [
     "RGRL",
     "AttentionEnsemblePolicy",
     "CnnEnsemblePolicy",
+    "EnvironmentFault",
     "GruEnsemblePolicy",
     "LstmEnsemblePolicy",
     "MlpEnsemblePolicy",

@@ -23,6 +23,7 @@ from stable_baselines3.common.utils import safe_mean, should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
+from sb3_rgrl.environments import check_finite, check_observation, check_reward, name_faults
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
@@ -197,6 +198,10 @@ class RGRL(SavedAlgorithm):
 
     # Setting up
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return name_faults(BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper))
+
     def _setup_model(self) -> None:
         self._check_hyperparameters()
         self._setup_lr_schedule()
@@ -355,7 +360,8 @@ class RGRL(SavedAlgorithm):
         :param train_freq: How many steps or episodes to collect.
         :param log_interval: Log every ``log_interval`` episodes; None: never.
         :return: Numbers of steps and episodes, and whether to go on.
-        :raises ValueError: If an observation or a reward is not finite; that step is not stored.
+        :raises EnvironmentFault: If what an environment returned cannot be learned from, it raised an error, or its
+            process has ended; that step is not stored.
         """
         self.policy.set_training_mode(False)
         num_collected_steps, num_collected_episodes = 0, 0
@@ -366,8 +372,10 @@ class RGRL(SavedAlgorithm):
         while should_collect_more_steps(train_freq, num_collected_steps, num_collected_episodes):
             actions = self._sample_action()
             try:
-                new_obs, rewards, dones, infos = env.step(actions)
-                self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
+                # Copies: environments may write into the actions that they get, and use their arrays again.
+                new_obs, rewards, dones, infos = env.step(actions.copy())
+                new_obs, rewards, dones = np.array(new_obs), np.array(rewards), np.array(dones)
+                self._check_step(new_obs, rewards, infos)
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
                 raise
@@ -380,7 +388,7 @@ class RGRL(SavedAlgorithm):
                 return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
-            self._store_transition(actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
+            self._store_transition(actions, new_obs, rewards, dones, infos)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             num_collected_episodes += int(dones.sum())
             self._count_episodes(int(dones.sum()), log_interval)
@@ -559,18 +567,26 @@ class RGRL(SavedAlgorithm):
     # Nothing bad gets in
 
     def _check_step(self, new_obs: np.ndarray, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        # SB3's vectorized environments have looked already, before their wrappers changed anything: this is for wrappers
+        # that bring in what is bad, and for vectorized environments of other kinds.
+        space, normalizer = self.observation_space, self._vec_normalize_env
+        if normalizer is not None:
+            # It clips what is infinite, and returns floating point numbers whatever the space says.
+            new_obs, rewards = normalizer.get_original_obs(), normalizer.get_original_reward()  # type: ignore[assignment]
+        self._check_observations(new_obs)
         for env in range(self.n_envs):
-            self._check_finite("an observation", env, new_obs[env])
-            self._check_finite("a reward", env, rewards[env])
-            if "terminal_observation" in infos[env]:
-                self._check_finite("a terminal observation", env, infos[env]["terminal_observation"])
+            check_reward(env, rewards[env])
+            terminal = infos[env].get("terminal_observation")
+            if terminal is not None and normalizer is None:
+                check_observation(env, terminal, space, "a terminal observation")
+            elif terminal is not None:
+                check_finite(env, terminal, "a terminal observation")
 
-    def _check_finite(self, what: str, env: int, value: Any) -> None:
-        if not np.all(np.isfinite(value)):
-            raise ValueError(
-                f"Environment {env} returned {what} that is not finite after step {self.num_timesteps}: {value}. "
-                "Nothing of that step was stored. Mend the environment, or wrap it in VecCheckNan to see where it began."
-            )
+    def _check_observations(self, observations: np.ndarray) -> None:
+        if len(observations) != self.n_envs:
+            raise ValueError(f"{self.n_envs} environment(s) returned {len(observations)} observation(s)")
+        for env in range(self.n_envs):
+            check_observation(env, observations[env], self.observation_space)
 
     def _check_loss(self, member_losses: th.Tensor) -> None:
         if not th.isfinite(member_losses).all():
@@ -628,6 +644,9 @@ class RGRL(SavedAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         environment_resets = reset_num_timesteps or self._last_obs is None
+        if environment_resets:
+            # If the reset fails, the next attempt resets again.
+            self._last_obs = None
         total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -636,8 +655,9 @@ class RGRL(SavedAlgorithm):
             assert self.replay_buffer is not None
             self.replay_buffer.cut_running_episodes()
             self._last_plans, self._last_random_actions = None, None
-        for env in range(self.n_envs):
-            self._check_finite("an observation", env, self._last_obs[env])  # type: ignore[index]
+            self._last_obs = np.array(self._last_obs)
+        normalizer = self._vec_normalize_env
+        self._check_observations(self._last_obs if normalizer is None else normalizer.get_original_obs())  # type: ignore[arg-type]
         return total_timesteps, callback
 
 
