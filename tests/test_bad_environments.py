@@ -4,6 +4,7 @@ with the index of the environment, and nothing of it is stored.
 """
 
 import copy
+import multiprocessing
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_rgrl import RGRL, EnvironmentFault
@@ -24,6 +26,8 @@ from sb3_rgrl.environments import check_observation, check_reward
 from tests.test_bad_input import SMALL as SMALL_OF_BAD_INPUT
 from tests.test_bad_input import WalkEnv, assert_windows_are_walks
 
+# Processes of environments then begin with what they need, instead of importing it anew each time.
+multiprocessing.set_forkserver_preload([__name__])
 # It may stop after any step.
 SMALL = {**SMALL_OF_BAD_INPUT, "train_freq": 1}
 
@@ -132,7 +136,7 @@ def test_odd_steps_are_refused_by_name(name):
     assert_windows_are_walks(model)
 
 
-@pytest.mark.parametrize("name", ["too short", "complex", "reward row"])
+@pytest.mark.parametrize("name", ["too short", "reward row"])
 def test_odd_steps_of_processes_are_refused_by_name(name):
     odd, message = ODD[name]
     env = SubprocVecEnv([OddEnv, lambda: OddEnv(odd)])
@@ -228,14 +232,13 @@ def test_ctrl_c_is_no_fault_of_the_environment():
 
 
 @pytest.mark.parametrize(("odd", "code"), [(raise_error, 1), (die, -9)], ids=["error", "killed"])
-def test_process_that_ends_is_named_and_leaves_no_orphan(odd, code, capfd):
+def test_process_that_ends_is_named_and_leaves_no_orphan(odd, code):
     env = SubprocVecEnv([OddEnv, lambda: OddEnv(odd), OddEnv])
     model = model_before_the_fault(env)
     processes = list(env.processes)
     fault = assert_refused(model, rf"Environment 1 cannot go on: its process has ended with exit code {code} .*traceback")
     assert fault.env == 1
     assert_all_gone(processes)
-    assert ("the wheel came off" in capfd.readouterr().err) == (odd is raise_error)
     # Closing them again is no error, asking for more is one that helps.
     env.close()
     with pytest.raises(ValueError, match="make new ones and hand them to set_env"):
@@ -331,7 +334,8 @@ def test_vectorized_environment_that_uses_its_arrays_again():
 # Wrappers
 
 
-BAD_STEPS = [("observation", GOOD + 1), ("reward", GOOD + 1), ("terminal observation", 15), ("first observation", 3)]
+# At which step of all, or at which reset: the third episode ends with step 15.
+BAD_STEPS = [("observation", 14), ("reward", 14), ("terminal observation", 15), ("first observation", 4)]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -340,7 +344,7 @@ BAD_STEPS = [("observation", GOOD + 1), ("reward", GOOD + 1), ("terminal observa
 def test_running_statistics_stay_as_they_were(where, at, bad, training):
     env = VecNormalize(DummyVecEnv([WalkEnv, lambda: WalkEnv(bad, where, at)]), training=training)
     model = model_before_the_fault(env)
-    if at > GOOD + 1:
+    if at != GOOD + 1:
         model.learn(2, reset_num_timesteps=False)
     before = copy.deepcopy((vars(env.obs_rms), vars(env.ret_rms), env.returns))
     assert_refused(model, f"Environment 1 returned an? {where.removeprefix('first ')} that is not finite")
@@ -401,7 +405,8 @@ def test_environments_stay_the_objects_that_they_were():
     assert model.get_env() is env
     assert env.unwrapped is base
     assert isinstance(base, DummyVecEnv)
-    callback = EvalCallback(VecNormalize(VecFrameStack(DummyVecEnv([WalkEnv]), 2)), eval_freq=10, verbose=0)
+    other = VecNormalize(VecFrameStack(DummyVecEnv([lambda: Monitor(WalkEnv())]), 2))
+    callback = EvalCallback(other, n_eval_episodes=1, eval_freq=10, verbose=0)
     model.learn(20, callback=callback)  # SB3 compares how both are wrapped
     assert callback.n_calls == 20
 
