@@ -10,8 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-# Rewards are stored in single precision.
-LARGEST_REWARD = float(np.finfo(np.float32).max)
+# Single precision holds numbers up to 3e38, and returns are sums of rewards.
+LARGEST_REWARD = 1e30
 # How long a process may take to end, in seconds, before it is made to.
 PATIENCE = 5.0
 
@@ -99,14 +99,16 @@ def check_reward(env: int, reward: Any) -> None:
     """
     :param env: Index of the environment.
     :param reward: What it returned.
-    :raises EnvironmentFault: If that is not one number, not finite, or too large for single precision.
+    :raises EnvironmentFault: If that is not one number, not finite, or larger than ``LARGEST_REWARD``.
     """
     array = _as_array(env, reward, "a reward")
     if array.shape != ():
         raise EnvironmentFault(env, f"returned a reward of shape {array.shape}, where one number is needed: {reward!r}.")
     check_finite(env, array, "a reward")
     if abs(float(array)) > LARGEST_REWARD:
-        raise EnvironmentFault(env, f"returned a reward that is too large for single precision: {reward!r}.")
+        raise EnvironmentFault(
+            env, f"returned a reward beyond {LARGEST_REWARD:g}, too large to be summed in single precision: {reward!r}."
+        )
 
 
 def name_faults(env: VecEnv) -> VecEnv:

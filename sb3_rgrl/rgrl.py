@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, TypeVar
@@ -113,6 +114,9 @@ class RGRL(SavedAlgorithm):
     # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
     # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
     FISHER_WINDOWS: ClassVar[int] = 512
+    # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
+    # with a rare reward stay below.
+    OUTLIER: ClassVar[float] = 1e4
 
     ewc: ElasticWeightConsolidation
 
@@ -484,6 +488,7 @@ class RGRL(SavedAlgorithm):
         assert buffer is not None
         self._take_in_new_windows(buffer)
         if buffer.n_windows == 0:
+            self._warn_of_short_episodes()
             return
         policy.set_training_mode(True)
         self._update_learning_rate(policy.optimizer)
@@ -532,6 +537,7 @@ class RGRL(SavedAlgorithm):
                 n_milestones, length = self.policy.ensemble.n_milestones, self.sequence_length
                 changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
                 alive = alive_before(windows.terminated[0, :, :n_milestones])
+                self._warn_of_outliers(windows.rewards)
                 scales.learn_windows(states, changes, windows.rewards[0, :, :length], alive)
             if len(finished) > 0:
                 # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
@@ -603,6 +609,27 @@ class RGRL(SavedAlgorithm):
                     f"The weights {name} are not finite any more after update {self._n_updates}. "
                     "Try a smaller learning_rate and continue from an earlier checkpoint."
                 )
+
+    def _warn_of_outliers(self, rewards: th.Tensor) -> None:
+        units = self.policy.scales.reward
+        distances = units(rewards).abs()
+        if bool(units.varies) and units.count >= 100 and distances.max() > self.OUTLIER:
+            reward = rewards.flatten()[distances.argmax()]
+            warnings.warn(
+                f"A reward of {reward:g} is {distances.max():.2g} standard deviations away from the mean of those before it. "
+                "In the units that it makes the others can hardly be told apart any more, so little may be learned from them. "
+                "Clip or transform rewards if it means no more than they do.",
+                stacklevel=2,
+            )
+
+    def _warn_of_short_episodes(self) -> None:
+        if self._episode_num >= 10:
+            warnings.warn(
+                f"Nothing is learned: each episode so far was cut off after fewer than the "
+                f"{self.sequence_length * self.policy.windows_per_sample} steps of a window, so there is none. Actions stay "
+                "random. Choose a smaller sequence_length, or let episodes end by termination where they really end.",
+                stacklevel=2,
+            )
 
     # Logging
 

@@ -74,9 +74,12 @@ class Standardizer(nn.Module):
 
     :param dim: Length of the vectors; 1 for numbers.
     :param centred: Whether to subtract the mean; without it only the scale is changed, and zero stays zero.
+    :param relative: Whether numbers are large or small beside each other alone, however small they are, as rewards are.
     """
 
     MIN_STD = 1e-6
+    # What is closer to its mean than that is the rounding of single precision.
+    RESOLUTION = float(th.finfo(th.float32).eps)
 
     mean: th.Tensor
     std: th.Tensor
@@ -84,9 +87,9 @@ class Standardizer(nn.Module):
     exact_mean: th.Tensor
     squares: th.Tensor
 
-    def __init__(self, dim: int, centred: bool = True) -> None:
+    def __init__(self, dim: int, centred: bool = True, relative: bool = False) -> None:
         super().__init__()
-        self.centred = centred
+        self.centred, self.relative = centred, relative
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
         # In float64: over millions of rows small steps would be lost.
@@ -94,12 +97,19 @@ class Standardizer(nn.Module):
         self.register_buffer("exact_mean", th.zeros(dim, dtype=th.float64))
         self.register_buffer("squares", th.zeros(dim, dtype=th.float64))
 
-    def update(self, rows: th.Tensor, weights: th.Tensor | None = None) -> None:
+    @property
+    def varies(self) -> th.Tensor:
+        """Whether an element was seen to vary by more than rounding, shape (dim,)."""
+        floor = (self.RESOLUTION * self.exact_mean.abs()).clamp(min=0.0 if self.relative else self.MIN_STD)
+        return (self.squares / self.count.clamp(min=1e-300)).sqrt() > floor
+
+    def update(self, rows: th.Tensor, weights: th.Tensor | None = None, unit: th.Tensor | float = 1.0) -> None:
         """
         Take in more data (Chan's parallel update of mean and sum of squared deviations).
 
         :param rows: Shape (n, dim).
         :param weights: How much each row counts, shape (n,); None: 1 each.
+        :param unit: What an element that never varied is divided by; where they are relative, one that was always 0.
         """
         rows = rows.double()
         weights = th.ones(len(rows), dtype=th.float64, device=rows.device) if weights is None else weights.double()
@@ -114,9 +124,10 @@ class Standardizer(nn.Module):
         self.exact_mean += difference * total / new_count
         self.mean.copy_(self.exact_mean)
         self.count.copy_(new_count)
-        std = (self.squares / self.count).sqrt()
         # An element that never varied carries nothing; dividing by its rounding noise would amplify it.
-        self.std.copy_(th.where(std < self.MIN_STD, th.ones_like(std), std))
+        size = self.exact_mean.abs()
+        constant = th.where((size > 0) & self.relative, size, th.as_tensor(unit, dtype=size.dtype, device=size.device))
+        self.std.copy_(th.where(self.varies, (self.squares / self.count).sqrt(), constant))
 
     def forward(self, raw: th.Tensor) -> th.Tensor:
         """
@@ -148,8 +159,8 @@ class Scales(nn.Module):
         super().__init__()
         self.state = Standardizer(state_dim)
         self.state_change = Standardizer(state_dim, centred=False)
-        self.reward = Standardizer(1)
-        self.return_to_go = Standardizer(1)
+        self.reward = Standardizer(1, relative=True)
+        self.return_to_go = Standardizer(1, relative=True)
         self.register_buffer("best_reward", th.tensor(-th.inf))
         self.register_buffer("best_return", th.tensor(-th.inf))
         self.register_buffer("largest_weight", th.tensor(0.0))
@@ -188,7 +199,8 @@ class Scales(nn.Module):
         :param returns_to_go: What the members predict: observed returns-to-go at milestones, any shape.
         :param weights: How much of each was observed, same shape.
         """
-        self.return_to_go.update(returns_to_go.reshape(-1, 1), weights.flatten())
+        # Where nothing ever follows a window, what is expected there must stay small beside the rewards.
+        self.return_to_go.update(returns_to_go.reshape(-1, 1), weights.flatten(), unit=self.reward.std)
 
     def learn_best_return(self, returns: th.Tensor, weights: th.Tensor) -> None:
         """

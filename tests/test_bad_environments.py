@@ -120,7 +120,7 @@ ODD = {
     "reward row": (rewarded(np.ones(1)), r"a reward of shape \(1,\), where one number is needed"),
     "reward None": (rewarded(None), "a reward of type object, where numbers are needed"),
     "reward text": (rewarded("1.0"), "a reward of type <U3, where numbers are needed"),
-    "reward too large": (rewarded(1e300), "a reward that is too large for single precision: 1e[+]300"),
+    "reward too large": (rewarded(1e300), "a reward beyond 1e[+]30, too large to be summed in single precision: 1e[+]300"),
     "four values": (lambda told: told[:4], r"raised an error in step\(\), ValueError: not enough values to unpack"),
 }
 
@@ -187,7 +187,7 @@ def test_what_a_space_can_take_in_is_let_through(space, value):
     check_observation(0, value, space)
 
 
-@pytest.mark.parametrize("reward", [1, -3.5, np.float64(1e12), np.float32(0.0), np.array(2.0), True, 3e38])
+@pytest.mark.parametrize("reward", [1, -3.5, np.float64(1e12), np.float32(0.0), np.array(2.0), True, 1e30])
 def test_rewards_that_are_numbers_are_let_through(reward):
     check_reward(0, reward)
 
