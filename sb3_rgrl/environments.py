@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 # Single precision holds numbers up to 3e38, and returns are sums of rewards.
-LARGEST_REWARD = 1e30
+LARGEST_REWARD = float(np.float32(1e30))
 # How long a process may take to end, in seconds, before it is made to.
 PATIENCE = 5.0
 
