@@ -204,7 +204,7 @@ class RGRL(SavedAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return name_faults(BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper))
+        return name_faults(SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper))
 
     def _setup_model(self) -> None:
         self._check_hyperparameters()
