@@ -49,6 +49,10 @@ pytest:  ## Run the tests in the present .venv, e.g. make pytest PYTEST_ARGS='-k
 test-slow: $(STAMP)  ## Run the tests that are marked slow
 	$(VPYTHON) -m pytest -m slow $(PYTEST_ARGS)
 
+.PHONY: soak
+soak: $(STAMP)  ## Run the tests that take from minutes to hours
+	$(VPYTHON) -m pytest -m soak $(PYTEST_ARGS)
+
 .PHONY: format
 format: $(STAMP)  ## Sort imports and format the code
 	$(VPYTHON) -m ruff check --select I --fix $(CODE)

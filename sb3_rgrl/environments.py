@@ -257,6 +257,14 @@ class CheckedSubprocVecEnv(SubprocVecEnv):
         dead = self.processes[env]
         dead.join(PATIENCE)
         code = dead.exitcode
+        self._end_all()
+        return EnvironmentFault(
+            env,
+            f"cannot go on: its process has ended with exit code {code} (below 0: killed by that signal; 1: an error in the "
+            "environment, whose traceback it has printed). The processes of the other environments were ended, too.",
+        )
+
+    def _end_all(self) -> None:
         for process in self.processes:
             process.terminate()
         for process, remote in zip(self.processes, self.remotes, strict=True):
@@ -266,11 +274,13 @@ class CheckedSubprocVecEnv(SubprocVecEnv):
                 process.join()
             remote.close()
         self.waiting, self.closed = False, True
-        return EnvironmentFault(
-            env,
-            f"cannot go on: its process has ended with exit code {code} (below 0: killed by that signal; 1: an error in the "
-            "environment, whose traceback it has printed). The processes of the other environments were ended, too.",
-        )
+
+    def close(self) -> None:
+        """End all processes, whether they are well or not."""
+        try:
+            super().close()
+        except (EOFError, OSError):
+            self._end_all()
 
     def _stack(self, obs: list[Any]) -> VecEnvObs:
         if isinstance(self.observation_space, spaces.Dict):

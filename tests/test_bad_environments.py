@@ -270,6 +270,16 @@ def test_process_that_was_killed_before_a_reset_is_named():
     assert model.replay_buffer.size() == 0
 
 
+def test_closing_ends_what_is_left_of_the_processes():
+    env = SubprocVecEnv([WalkEnv] * 3)
+    model_before_the_fault(env)
+    processes = list(env.processes)
+    os.kill(processes[0].pid, signal.SIGKILL)
+    processes[0].join(5.0)
+    env.close()
+    assert_all_gone(processes)
+
+
 def assert_all_gone(processes: list[Any]) -> None:
     deadline = time.monotonic() + 5.0
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
