@@ -612,9 +612,11 @@ class RGRL(SavedAlgorithm):
 
     def _warn_of_outliers(self, rewards: th.Tensor) -> None:
         units = self.policy.scales.reward
+        # After the end of an episode windows have 0, which is no reward.
+        rewards = rewards[rewards != 0]
         distances = units(rewards).abs()
-        if bool(units.varies) and units.count >= 100 and distances.max() > self.OUTLIER:
-            reward = rewards.flatten()[distances.argmax()]
+        if len(rewards) > 0 and bool(units.varies) and units.count >= 100 and distances.max() > self.OUTLIER:
+            reward = rewards[distances.argmax()]
             warnings.warn(
                 f"A reward of {reward:g} is {distances.max():.2g} standard deviations away from the mean of those before it. "
                 "In the units that it makes the others can hardly be told apart any more, so little may be learned from them. "

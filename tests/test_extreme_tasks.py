@@ -146,6 +146,11 @@ def test_rewards_that_are_rare_or_early_are_no_outliers(odd):
     trained(160, {"odd": odd})
 
 
+def test_what_comes_after_an_end_is_no_outlier():
+    # Nothing, where a reward is 1,000 and varies by 0.001.
+    trained(160, {"scale": 1e-3, "shift": 1000.0, "length": 150, "ends": True})
+
+
 def test_rewards_of_0_hide_nothing():
     trained(160, {"scale": 0.0, "odd": (122, 1e6)})
 
