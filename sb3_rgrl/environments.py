@@ -77,14 +77,17 @@ def _as_array(env: int, value: Any, what: str) -> np.ndarray:
     return array
 
 
-def check_finite(env: int, array: np.ndarray, what: str) -> None:
+def check_finite(env: int, array: Any, what: str) -> None:
     """
     :param env: Index of the environment.
-    :param array: Numbers that came of it.
+    :param array: Numbers that came of it, or a dict of such.
     :param what: What they are called, with its article.
     :raises EnvironmentFault: If one of them is not finite.
     """
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if isinstance(array, dict):
+        for key, part in array.items():
+            check_finite(env, part, f"{what} {key!r}")
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
         raise EnvironmentFault(env, f"returned {what} that is not finite: {array}.")
 
 

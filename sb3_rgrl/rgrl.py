@@ -22,6 +22,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import safe_mean, should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import check_finite, check_observation, check_reward, name_faults
@@ -378,7 +379,7 @@ class RGRL(SavedAlgorithm):
             try:
                 # Copies: environments may write into the actions that they get, and use their arrays again.
                 new_obs, rewards, dones, infos = env.step(actions.copy())
-                new_obs, rewards, dones = np.array(new_obs), np.array(rewards), np.array(dones)
+                new_obs, rewards, dones = deepcopy(new_obs), np.array(rewards), np.array(dones)
                 self._check_step(new_obs, rewards, infos)
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
@@ -588,11 +589,15 @@ class RGRL(SavedAlgorithm):
             elif terminal is not None:
                 check_finite(env, terminal, "a terminal observation")
 
-    def _check_observations(self, observations: np.ndarray) -> None:
-        if len(observations) != self.n_envs:
-            raise ValueError(f"{self.n_envs} environment(s) returned {len(observations)} observation(s)")
-        for env in range(self.n_envs):
-            check_observation(env, observations[env], self.observation_space)
+    def _check_observations(self, observations: VecEnvObs) -> None:
+        if isinstance(observations, dict):
+            per_env = [dict(zip(observations, parts, strict=True)) for parts in zip(*observations.values(), strict=False)]
+        else:
+            per_env = list(observations)
+        if len(per_env) != self.n_envs:
+            raise ValueError(f"{self.n_envs} environment(s) returned {len(per_env)} observation(s)")
+        for env, observation in enumerate(per_env):
+            check_observation(env, observation, self.observation_space)
 
     def _check_loss(self, member_losses: th.Tensor) -> None:
         if not th.isfinite(member_losses).all():
@@ -684,7 +689,7 @@ class RGRL(SavedAlgorithm):
             assert self.replay_buffer is not None
             self.replay_buffer.cut_running_episodes()
             self._last_plans, self._last_random_actions = None, None
-            self._last_obs = np.array(self._last_obs)
+            self._last_obs = deepcopy(self._last_obs)
         normalizer = self._vec_normalize_env
         self._check_observations(self._last_obs if normalizer is None else normalizer.get_original_obs())  # type: ignore[arg-type]
         return total_timesteps, callback
