@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import yaml
 from experiments import (
@@ -35,7 +34,6 @@ from experiments import (
     add_run_options,
     as_json,
     check_comparable,
-    check_known,
     constructor_defaults,
     differences,
     origin_of,
@@ -54,6 +52,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl import RGRL
+from sb3_rgrl.benchmark.names import check_environment, check_known
 from sb3_rgrl.checkpoint import atomic_write
 
 # Raise it when runs measure something else than before, so that older ones are set aside.
@@ -220,18 +219,6 @@ def plan_runs(
                 name = f"{env_id.replace('/', '-')}--{variant.label}--seed{seed}"
                 runs.append(Run(name, settings, cost=steps))
     return sorted(runs, key=lambda run: int(run.settings["seed"]))
-
-
-def check_environment(env_id: str) -> None:
-    """
-    :param env_id: Environment id.
-    :raises ValueError: If there is none of that name, or it cannot be made.
-    """
-    check_known(env_id, gym.registry, "environment")
-    try:
-        gym.make(env_id).close()
-    except gym.error.Error as error:
-        raise ValueError(f"{env_id} cannot be made: {error}") from error
 
 
 def check_protocol(protocol: Settings, seeds: Sequence[int]) -> None:

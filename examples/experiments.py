@@ -9,10 +9,7 @@ by other settings or another version, is moved to ``aside/`` and run anew. ``fig
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
-import difflib
-import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -26,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -40,6 +37,9 @@ import yaml
 from scipy import stats  # type: ignore[import-untyped]
 
 from sb3_rgrl import RGRL
+from sb3_rgrl.benchmark.names import check_known
+from sb3_rgrl.benchmark.origin import code_fingerprint
+from sb3_rgrl.benchmark.progress import as_duration
 from sb3_rgrl.checkpoint import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,21 +126,6 @@ class Result:
 # Settings
 
 
-def check_known(name: str, known: Iterable[str], what: str) -> None:
-    """
-    :param name: A name that somebody gave.
-    :param known: The names there are.
-    :param what: What they name, for the message.
-    :raises ValueError: If it is not among them, with the nearest that is.
-    """
-    names = sorted(known)
-    if name not in names:
-        lowered = {other.lower(): other for other in names}
-        near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
-        hint = f"did you mean {lowered[near[0]]!r}?" if near else f"there are: {', '.join(names[:20])}"
-        raise ValueError(f"There is no {what} {name!r}; {hint}")
-
-
 def constructor_defaults() -> Settings:
     """
     :return: Default of every hyperparameter of RGRL.
@@ -213,30 +198,6 @@ def as_json(value: Any) -> Any:
 
 
 # Versions
-
-
-def code_fingerprint(package: Path) -> str:
-    """
-    :param package: Folder of a Python package.
-    :return: A hash of its code. Comments, docstrings and format do not count, nor do the parts for the RL Zoo and for
-        benchmarks, which do not change how the agent learns.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package)
-        if name.parts[0] in ("zoo", "benchmark"):
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
-        digest.update(f"{name.as_posix()}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-def _is_text(line: ast.AST) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)
 
 
 def current_versions() -> dict[str, str]:
@@ -612,17 +573,6 @@ def _last_words(path: Path, exit_code: int | None) -> str:
     if path.exists():
         return f"{path.read_text(encoding='utf-8').strip().splitlines()[-1]} (all of it: {path})"
     return f"its process ended with exit code {exit_code}"
-
-
-def as_duration(seconds: float) -> str:
-    """
-    :param seconds: A duration in seconds.
-    :return: The same for people.
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 # Statistics

@@ -286,7 +286,7 @@ def test_fingerprint_is_of_the_code_alone(tmp_path):
         ([*RUN_CARTPOLE, "--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
         ([*RUN_CARTPOLE, "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["ablations", "report"], "no finished runs"),
-        (["figure2", "run", "--policies", "GrooEnsemblePolicy"], "did you mean 'GruEnsemblePolicy'?"),
+        (["figure2", "run", "--policies", "GrooEnsemblePolicy"], "did you mean 'GruEnsemblePolicy'"),
         (["figure2", "run", "--members", "0"], "must be at least 1"),
         (["figure2", "run", "--set", "ensemble_size=3"], "give --members"),
         (["figure2", "draw"], "no finished runs"),
