@@ -124,7 +124,7 @@ def test_runs_leave_what_is_documented(tmp_path):
     folder = tmp_path / ENV_ID / "linear-search" / "seed-1"
     assert sorted(path.name for path in folder.iterdir()) == ["evaluations.csv.gz", "run.json"]
     run = json.loads((folder / "run.json").read_text())
-    assert run["env_id"], run["variant"] == (ENV_ID, "linear-search")
+    assert (run["env_id"], run["variant"]) == (ENV_ID, "linear-search")
     assert (run["algorithm"], run["seed"], run["n_timesteps"], run["status"]) == ("linear-search", 1, 40, "finished")
     assert (run["n_evaluations"], run["n_eval_episodes"], run["n_final_episodes"]) == (4, 3, 5)
     assert run["hyperparameters"] == {"n_episodes": 3, "learning_starts": 200}
@@ -371,10 +371,8 @@ def test_interrupted_command_leaves_evaluations_and_no_processes(tmp_path, how):
 
 
 def test_real_processes(tmp_path, capsys):
-    # What needs a process: output.txt with a traceback, one thread, and the exit status.
-    words = ["run", "--algo", "random", "rgrl-cem", "sac", "--seeds", "1", "--results", str(tmp_path), *SMALL_WORDS]
     folder = tmp_path / ENV_ID / "random" / "seed-0"
-    assert main([*words, "--algo", "random", "sac"]) == 0
+    assert main(["run", "--algo", "random", "sac", "--seeds", "1", "--results", str(tmp_path), *SMALL_WORDS]) == 0
     assert results.read_run(folder).status == "finished"
     assert not (folder / "output.txt").exists()
     said = capsys.readouterr().out
@@ -389,12 +387,28 @@ def test_real_processes(tmp_path, capsys):
 
 @POSIX
 def test_process_has_one_thread_and_writes_down_what_it_prints(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/usr/bin/env")
-    process = executors.start_process(tmp_path, False)
-    process.wait()
-    # env does not know -m, and says so.
-    assert "-m" in (tmp_path / "output.txt").read_text() or "invalid" in (tmp_path / "output.txt").read_text()
-    assert executors.LocalJob(process).poll() == f"its process ended with exit status {process.returncode}"
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$OMP_NUM_THREADS $OPENBLAS_NUM_THREADS $@"\necho wrong >&2\nexit 3\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    job = executors.LocalExecutor(tmp_path, {}).submit(tmp_path, True)
+    job.process.wait()
+    words = f"-m sb3_rgrl.benchmark.one_run {tmp_path} {os.getpid()} mix"
+    assert (tmp_path / "output.txt").read_text() == f"1 1 {words}\nwrong\n"
+    assert job.poll() == "its process ended with exit status 3"
+
+
+@POSIX
+def test_cancelled_processes_are_gone(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 1000\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    job = executors.LocalExecutor(tmp_path, {}).submit(tmp_path, False)
+    assert job.poll() is None
+    job.cancel()
+    assert job.poll() == "its process was ended by signal 9"
 
 
 @pytest.mark.slow
