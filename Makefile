@@ -90,7 +90,8 @@ train: $(STAMP)  ## Train on CartPole-v1 (ENV_ID, SEED, LOGS), print the mean re
 .PHONY: benchmark-quick
 benchmark-quick: $(STAMP)  ## RGRL beside DQN and PPO on CartPole-v1, 3 seeds, with a report (less than 10 minutes)
 	$(VPYTHON) -m sb3_rgrl.benchmark run --env CartPole-v1 --algo rgrl dqn ppo --seeds 3 --steps 5000 \
-		--steps-of dqn=50000 ppo=50000 --evaluations 10 --jobs 2 --results "$(LOGS)/benchmark-quick/results"
+		--steps-of dqn=50000 ppo=50000 --evaluations 10 --eval-episodes 10 --final-episodes 50 --jobs 2 \
+		--results "$(LOGS)/benchmark-quick/results"
 	$(VPYTHON) -m sb3_rgrl.benchmark report --results "$(LOGS)/benchmark-quick/results" \
 		--output "$(LOGS)/benchmark-quick/report"
 

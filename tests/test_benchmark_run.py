@@ -425,10 +425,10 @@ def test_ray_makes_the_same_runs_on_two_workers(tmp_path):
         pytest.skip("ray is not installed")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1"})
+    small = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+        cluster.add_node(**small)
         check_executor(tmp_path, executors.RayExecutor(tmp_path, {"address": cluster.address}))
     finally:
         cluster.shutdown()
