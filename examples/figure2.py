@@ -81,11 +81,13 @@ SETTINGS: Settings = {
     "batch_size": 64,
     "learning_rate": 1e-3,
     "learning_starts": 200,
+    "random_action_hold": 0.0,
     # Rewards alone, undiscounted, toward a reward of 1. Plans of 16 steps see no further, so here members also predict the
     # discounted return that was observed after the window, and the desired reward is a little more than the best so far.
     "policy_kwargs.return_weight": 1.0,
     "gamma": 0.99,
     "replay_buffer_kwargs.return_recency": 0.0,
+    "policy_kwargs.return_expectile": 0.5,
     # Observations are standardised numbers, not 100 bits each.
 }
 

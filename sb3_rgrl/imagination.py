@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
-from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, WindowPrediction
+from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, WindowPrediction, end_logit
 
 # Imagined states stay within so many standard deviations of the states that were seen. What lies farther out cannot be
 # told; unbounded, an error that feeds itself would grow to infinity over a long plan.
@@ -74,7 +74,7 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
     for _, expected in unroll(ensemble, state, actions, members, units.relative_change):
         raw = expected.rewards * units.reward_std + units.reward_mean
         # The state after termination is absorbing: no reward and no return from there on.
-        left = (1.0 - expected.ended.clamp(0.0, 1.0)).cumprod(dim=-1)
+        left = th.sigmoid(-end_logit(expected.ended)).cumprod(dim=-1)
         before = alive * th.cat([th.ones_like(alive), left[..., :-1]], dim=-1)
         by_milestone = raw.reshape(*raw.shape[:-1], ensemble.n_milestones, -1)
         rewards.append((before.unsqueeze(-1) * by_milestone).flatten(start_dim=-2))

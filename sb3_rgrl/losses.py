@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch as th
+from torch import nn
 
-from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
+from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, end_logit
 from sb3_rgrl.imagination import unroll
 from sb3_rgrl.targets import Scales, WindowSamples, alive_before
 
@@ -30,6 +31,7 @@ def window_errors(
     states: th.Tensor,
     next_states: th.Tensor,
     return_weight: float,
+    return_expectile: float = 0.5,
 ) -> WindowErrors:
     """
     Members go along the windows as they do along plans: where a sample is longer than one window of theirs, they go on
@@ -42,6 +44,8 @@ def window_errors(
     :param states: States at their start in raw units, shape (m, b, d).
     :param next_states: States at their milestones in raw units, shape (m, b, N, d).
     :param return_weight: Weight of the returns-to-go in the loss.
+    :param return_expectile: Which expectile of the observed returns-to-go members predict: a return that was better than
+        they expected counts by it, a worse one by 1 less it, both doubled (Newey and Powell, 1987). 0.5: their mean.
     :return: The errors.
     """
     relative_change, first = scales.relative_change, scales.state(states)
@@ -59,14 +63,17 @@ def window_errors(
     way = scales.state_change(next_states - states.detach().unsqueeze(-2))
     arrived = th.cat(progress, dim=-2) + th.cat([part.state_change for part in expected], dim=-2)
     changes = alive.unsqueeze(-1) * (arrived - way)
-    ends = alive * (th.cat([part.ended for part in expected], dim=-1) - windows.terminated)
+    logits = end_logit(th.cat([part.ended for part in expected], dim=-1))
+    ends = alive * nn.functional.binary_cross_entropy_with_logits(logits, windows.terminated, reduction="none")
     returns = th.cat([part.return_to_go for part in expected], dim=-1) - scales.return_to_go(windows.returns_to_go)
     weights = return_weight * alive * windows.return_weights
+    better = (returns.detach() < 0).to(returns.dtype)
+    sides = 2.0 * (return_expectile * better + (1.0 - return_expectile) * (1.0 - better))
     losses = (
         (rewards**2).mean(dim=-1)
         + (changes**2).mean(dim=(-1, -2))
-        + (ends**2).mean(dim=-1)
-        + (weights * returns**2).mean(dim=-1)
+        + ends.mean(dim=-1)
+        + (weights * sides * returns**2).mean(dim=-1)
     )
     return WindowErrors(
         losses=losses,

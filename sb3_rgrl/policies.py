@@ -72,6 +72,8 @@ class EnsemblePolicy(BasePolicy):
     :param aim: ``"return"``: one error, of the discounted sum of the plan's rewards and its return-to-go;
         ``"step"``: an error for each reward, as in the paper, and one for the return-to-go.
     :param return_weight: Weight of the return-to-go in learning and planning; 0 leaves the paper's rewards alone.
+    :param return_expectile: Which expectile of the observed returns-to-go members predict, in (0, 1): 0.5 is their mean;
+        more than that lets the better of what followed the same actions count more, for a plan can choose to repeat it.
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
     :param action_initializer: How plans begin, one of ``ACTION_INITIALIZERS``.
     :param member_choice: Which members judge a plan at an iteration, one of ``MEMBER_CHOICES``; ``"random"`` is the paper.
@@ -117,10 +119,11 @@ class EnsemblePolicy(BasePolicy):
         action_noise_correlation: float = 0.0,
         desired_reward: float | Sequence[float] | None = None,
         reward_range: Sequence[float] | None = None,
-        gamma: float = 0.995,
-        dropout: float = 1e-3,
+        gamma: float = 0.98,
+        dropout: float = 0.1,
         aim: str = "return",
         return_weight: float = 1.0,
+        return_expectile: float = 0.8,
         action_optimizer: str = "adam",
         action_initializer: str = "normal",
         member_choice: str = "random",
@@ -159,6 +162,8 @@ class EnsemblePolicy(BasePolicy):
             raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
         if exploration_candidates < 1:
             raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
+        if not 0.0 < return_expectile < 1.0:
+            raise ValueError(f"return_expectile must be more than 0 and less than 1, got {return_expectile}")
         if windows_per_sample < 1:
             raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
@@ -166,7 +171,8 @@ class EnsemblePolicy(BasePolicy):
         self.gamma, self.dropout = gamma, dropout
         self.reward_range = reward_range
         self.set_desired_reward(desired_reward)
-        self.aim, self.return_weight, self.fast_gradients = aim, return_weight, fast_gradients
+        self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
+        self.fast_gradients = fast_gradients
         self.warm_start = warm_start
         self.windows_per_sample = windows_per_sample
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
@@ -242,7 +248,8 @@ class EnsemblePolicy(BasePolicy):
         """
         members = self.ensemble.members(thinning=self.generator if thin else None)
         states, next_states = self.states_of(windows.observations), self.next_states_of(windows)
-        return window_errors(self.ensemble, members, self.scales, windows, states, next_states, self.return_weight)
+        weights = self.return_weight, self.return_expectile
+        return window_errors(self.ensemble, members, self.scales, windows, states, next_states, *weights)
 
     # Expecting
 
@@ -503,6 +510,7 @@ class EnsemblePolicy(BasePolicy):
             dropout=self.dropout,
             aim=self.aim,
             return_weight=self.return_weight,
+            return_expectile=self.return_expectile,
             action_optimizer=self.planner.optimizer,
             action_initializer=self.starts.initializer,
             member_choice=self.planner.member_choice,

@@ -60,7 +60,9 @@ class RGRL(SavedAlgorithm):
     :param env: The environment to learn from (if registered in Gymnasium, can be str. Can be None for loading).
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
-    :param learning_starts: How many steps of random actions come before learning and planning.
+    :param learning_starts: How many steps of random actions come before learning and planning. Random actions go on until
+        two episodes have ended, though for no more than ten times that, and as long as no reward or return was different
+        from another.
     :param batch_size: Windows per member and gradient step.
     :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is
         the paper's batch offline learning.
@@ -76,11 +78,12 @@ class RGRL(SavedAlgorithm):
         explores where the best of all would do the same again. Deterministic predictions consider all.
     :param action_learning_rate: Step size beta of Eq. (1).
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions; their noise explores.
-    :param action_noise_correlation: Correlation of that noise from step to step, and the probability that a random
-        action before ``learning_starts`` is held for one more step. For tasks where reward is rare.
+    :param action_noise_correlation: Correlation of that noise from step to step.
+    :param random_action_hold: Probability that a random action before planning is held for one more step: actions that
+        are held get farther than those that cancel each other out.
     :param desired_reward: The desired reward r*, one number, one for each member, or a schedule: a function of the
         progress remaining (from 1 to 0) that returns either. None: a little more than the best that was seen so far.
-    :param per_exponent: The gamma of Eq. (4), 0 draws uniformly.
+    :param per_exponent: The gamma of Eq. (4), 1 in the paper; 0 draws uniformly.
     :param per_epsilon: The eps of Eq. (4).
     :param ewc_lambda: The lambda of Eq. (5), 1 in the paper; 0 switches elastic weight consolidation off.
     :param ewc_fisher: The F of Eq. (5): ``"batch"``, the squared gradient of the loss on the whole buffer as one batch
@@ -115,6 +118,9 @@ class RGRL(SavedAlgorithm):
     # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
     # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
     FISHER_WINDOWS: ClassVar[int] = 512
+    # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``.
+    FIRST_EPISODES: ClassVar[int] = 2
+    PATIENCE: ClassVar[int] = 10
     # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
     # with a rare reward stay below.
     OUTLIER: ClassVar[float] = 1e4
@@ -131,7 +137,7 @@ class RGRL(SavedAlgorithm):
         batch_size: int = 64,
         train_freq: int | tuple[int, str] | TrainFreq = (10, "step"),
         gradient_steps: int = 10,
-        gamma: float = 0.995,
+        gamma: float = 0.98,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
         sequence_length: int = 5,
@@ -141,12 +147,13 @@ class RGRL(SavedAlgorithm):
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.0,
+        random_action_hold: float = 0.9,
         desired_reward: float | Sequence[float] | Callable[[float], float | Sequence[float]] | None = None,
-        per_exponent: float = 0.6,
+        per_exponent: float = 0.0,
         per_epsilon: float = 1e-6,
         ewc_lambda: float = 0.0,
         ewc_fisher: str = "batch",
-        dropout: float = 1e-3,
+        dropout: float = 0.1,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -185,6 +192,7 @@ class RGRL(SavedAlgorithm):
         self.action_learning_rate = action_learning_rate
         self.action_init_std = action_init_std
         self.action_noise_correlation = action_noise_correlation
+        self.random_action_hold = random_action_hold
         self.desired_reward = desired_reward
         self.per_exponent = per_exponent
         self.per_epsilon = per_epsilon
@@ -197,6 +205,7 @@ class RGRL(SavedAlgorithm):
         # What the running episodes of the training environments have to remember; never saved.
         self._last_plans: tuple[np.ndarray, ...] | None = None
         self._last_random_actions: np.ndarray | None = None
+        self._n_episodes_ended = 0
 
         if _init_setup_model:
             self._setup_model()
@@ -297,7 +306,7 @@ class RGRL(SavedAlgorithm):
             value = getattr(self, name)
             if not callable(value) and not (value >= 0 and np.isfinite(value)):
                 raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
-        for name in ("dropout", "action_noise_correlation"):
+        for name in ("dropout", "action_noise_correlation", "random_action_hold"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
         if self.gradient_steps < -1:
@@ -412,7 +421,7 @@ class RGRL(SavedAlgorithm):
         """
         assert self._last_obs is not None
         assert self._last_episode_starts is not None
-        if self.num_timesteps < self.learning_starts or not self._has_learned():
+        if not self._may_plan():
             return self._random_actions(self._last_episode_starts)
         began = time.perf_counter()
         plan = self.policy.plan(
@@ -427,15 +436,28 @@ class RGRL(SavedAlgorithm):
             return self.desired_reward(self._current_progress_remaining)
         return self.desired_reward
 
-    def _has_learned(self) -> bool:
+    def _may_plan(self) -> bool:
+        """
+        :return: Whether plans can be better than random actions.
+        """
         # The units of reward, state and return come with the first learning phase.
-        return bool(self.policy.scales.is_ready)
+        scales = self.policy.scales
+        if self.num_timesteps < self.learning_starts or not scales.is_ready:
+            return False
+        # Returns are worth something against each other: one episode tells only that what happened did happen. But
+        # episodes may last for ever.
+        too_early = self._n_episodes_ended < self.FIRST_EPISODES
+        if too_early and self.num_timesteps < self.PATIENCE * self.learning_starts:
+            return False
+        # Where all was worth the same, the members' errors would decide, and lead nowhere (MountainCar-v0 before the flag
+        # was ever reached): held random actions get about.
+        return bool(scales.reward.varies.any() or scales.return_to_go.varies.any())
 
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
-        if self._last_random_actions is not None and self.action_noise_correlation > 0:
+        if self._last_random_actions is not None and self.random_action_hold > 0:
             assert self.replay_buffer is not None
-            held = self.replay_buffer.rng.random(self.n_envs) < self.action_noise_correlation
+            held = self.replay_buffer.rng.random(self.n_envs) < self.random_action_hold
             held &= ~episode_starts
             actions[held] = self._last_random_actions[held]
         self._last_random_actions = actions
@@ -647,6 +669,7 @@ class RGRL(SavedAlgorithm):
         self.logger.record_mean("plan/ms_per_decision", milliseconds)
 
     def _count_episodes(self, n_done: int, log_interval: int | None) -> None:
+        self._n_episodes_ended += n_done
         for _ in range(n_done):
             self._episode_num += 1
             if log_interval is not None and self._episode_num % log_interval == 0:

@@ -158,6 +158,11 @@ def relative_change_of(units: PlainUnits) -> list[float]:
     return [change / std for change, std in zip(units.change_std, units.state_std, strict=True)]
 
 
+def end_probability(ended: float) -> float:
+    """Probability that an episode ends: 1/2 where a member tells 1, e^-4 : 1 where it tells 0."""
+    return 1.0 / (1.0 + math.exp(4.0 - 4.0 * ended))
+
+
 def outcome(
     predict: Predict, state: Vector, actions: Rows, length: int, relative_change: Vector, units: PlainUnits
 ) -> tuple[list[float], float]:
@@ -169,7 +174,7 @@ def outcome(
             rewards.append(alive * (reward * units.reward_std + units.reward_mean))
             if (k + 1) % (length // n_milestones) == 0:
                 ended = expected.ended[(k + 1) // (length // n_milestones) - 1]
-                alive *= 1.0 - min(max(ended, 0.0), 1.0)
+                alive *= 1.0 - end_probability(ended)
         tail = expected.return_to_go[-1] * units.return_std + units.return_mean
     return rewards, alive * tail
 
@@ -183,6 +188,7 @@ def window_errors(
     length: int,
     units: PlainUnits,
     return_weight: float,
+    return_expectile: float = 0.5,
     origin: Vector | None = None,
 ) -> PlainErrors:
     """
@@ -191,6 +197,7 @@ def window_errors(
     :param length: Length t of the member's windows.
     :param units: Units of what it expects.
     :param return_weight: Weight of the returns-to-go.
+    :param return_expectile: Share of the weight of a return that was better than expected.
     :param origin: The raw state that changes are counted from; None: the sample's. (To move the one but not the other.)
     :return: Its errors.
     """
@@ -214,10 +221,12 @@ def window_errors(
                 way = (window.next_states[n_told + k][d] - origin[d]) / units.change_std[d]
                 left = way - (start[d] - state[d]) / relative_change[d]
                 of_changes += (expected.state_change[k][d] - left) ** 2
-            of_ends += (expected.ended[k] - window.terminated[n_told + k]) ** 2
+            # The surprise -log p of what happened; 1 / p = 1 + exp(-logit) of an end, 1 + exp(logit) of none.
+            logit = 4.0 * expected.ended[k] - 4.0
+            of_ends += math.log1p(math.exp(-logit if window.terminated[n_told + k] == 1.0 else logit))
             error = expected.return_to_go[k] - (window.returns_to_go[n_told + k] - units.return_mean) / units.return_std
             weight = return_weight * window.return_weights[n_told + k]
-            of_returns += weight * error**2
+            of_returns += 2.0 * (return_expectile if error < 0 else 1.0 - return_expectile) * weight * error**2
             returns += weight * abs(error)
             over = window.terminated[n_told + k] == 1.0
         n_told += len(expected.ended)

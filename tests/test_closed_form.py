@@ -180,7 +180,7 @@ def imagined(case, state, actions, member, missing=None):
         for k in range(case.length):
             rewards.append(alive * (raw[:, k] * units.reward_std + units.reward_mean))
             if (k + 1) % spacing == 0:
-                alive = alive * (1.0 - ended[:, k // spacing].clamp(0.0, 1.0))
+                alive = alive * (1.0 - (4.0 * ended[:, k // spacing] - 4.0).sigmoid())
         state = (state + change * units.relative_change).clamp(-LIMIT, LIMIT)
     return th.stack(rewards, dim=1), alive * (return_to_go * units.return_std + units.return_mean)
 

@@ -127,13 +127,13 @@ def plain_member(ensemble: Ensemble, layers: list[Layer], i: int) -> oracle.Pred
 
 
 def assert_equals_oracle(
-    errors: WindowErrors, members: list[oracle.Predict], samples: tuple, scales: Scales, return_weight: float
+    errors: WindowErrors, members: list[oracle.Predict], samples: tuple, scales: Scales, *weights: float
 ) -> None:
     units, state_losses = plain_units(scales), []
     assert errors.losses.shape == errors.rewards.shape == errors.returns.shape == (len(members), BATCH)
     for i, member in enumerate(members):
         for k in range(BATCH):
-            expected = oracle.window_errors(member, plain_window(*samples, i, k), LENGTH, units, return_weight)
+            expected = oracle.window_errors(member, plain_window(*samples, i, k), LENGTH, units, *weights)
             assert errors.losses[i, k].item() == pytest.approx(expected.loss, rel=1e-9)
             assert errors.rewards[i, k].item() == pytest.approx(expected.rewards, rel=1e-9)
             assert errors.returns[i, k].item() == pytest.approx(expected.returns, rel=1e-9)
@@ -152,6 +152,15 @@ def test_errors_equal_plain_loops(kind, n_milestones, n_windows, return_weight):
     errors = window_errors(ensemble, layers, scales, *samples, return_weight)
     members = [plain_member(ensemble, layers, i) for i in range(M)]
     assert_equals_oracle(errors, members, samples, scales, return_weight)
+
+
+@pytest.mark.parametrize("return_expectile", [0.2, 0.9])
+def test_expectiles_of_returns_equal_plain_loops(return_expectile):
+    ensemble, scales, samples = make_ensemble("mlp", 2), make_scales(), make_samples(3, 2)
+    layers = ensemble.members()
+    errors = window_errors(ensemble, layers, scales, *samples, 0.7, return_expectile)
+    members = [plain_member(ensemble, layers, i) for i in range(M)]
+    assert_equals_oracle(errors, members, samples, scales, 0.7, return_expectile)
 
 
 def test_errors_where_expected_states_are_out_of_reach_equal_plain_loops():
@@ -207,7 +216,7 @@ def test_errors_by_hand_of_members_that_expect_nothing():
     states = windows.observations, windows.next_observations
     errors = window_errors(ensemble, ensemble.members(), scales, windows, *states, return_weight=0.1)
     # Squared errors of (rewards) + (state) + (end) + (return)
-    assert errors.losses.item() == pytest.approx(14.0 / 4 + (1.0 + 9.0) / 2 + 1.0 + 0.1 * 0.5 * 36.0)
+    assert errors.losses.item() == pytest.approx(14.0 / 4 + (1.0 + 9.0) / 2 + math.log(1.0 + math.exp(4.0)) + 0.1 * 0.5 * 36.0)
     # delta_ik of the paper: absolute errors of the rewards, summed over the window
     assert errors.rewards.item() == pytest.approx(6.0)
     assert errors.returns.item() == pytest.approx(0.1 * 0.5 * 6.0)
@@ -370,6 +379,7 @@ def test_features_extractor_learns_through_the_states_alone():
     assert not next_states.requires_grad
     th.testing.assert_close(next_states, linear(windows.next_observations.double()).detach(), rtol=1e-12, atol=1e-12)
 
+    policy.return_expectile = 0.5
     policy.window_errors(windows, thin=False).losses.sum().backward()
     states = linear(windows.observations.double()).detach().requires_grad_()
     errors = window_errors(policy.ensemble, policy.ensemble.members(), policy.scales, windows, states, next_states, 0.3)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_rgrl.ensemble import Ensemble
+from sb3_rgrl.ensemble import end_logit
 from sb3_rgrl.imagination import STATE_LIMIT
 from sb3_rgrl.policies import EnsemblePolicy
 
@@ -73,7 +74,7 @@ class AutogradPlanner(ABC):
         :return: Error of each plan, shape (...).
         """
         units, goal = self.units, self.goal
-        left = (1.0 - ended.clamp(0.0, 1.0)).cumprod(dim=-1)
+        left = th.sigmoid(-end_logit(ended)).cumprod(dim=-1)
         before = th.cat([th.ones_like(left[..., :1]), left[..., :-1]], dim=-1)
         alive = before.repeat_interleave(rewards.shape[-1] // ended.shape[-1], dim=-1)
         reached = (alive * (rewards * units.reward_std + units.reward_mean) * goal.discounts).sum(dim=-1)

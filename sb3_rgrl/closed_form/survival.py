@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from sb3_rgrl.ensemble.base import END_SLOPE
+
 Array = NDArray[Any]
 
 
 class Survival:
     """
-    A plan is cut at its milestones into N segments of S rewards. With e_n the predicted end at milestone n, clamped to
-    [0, 1], what is left of the episode before each segment is ::
+    A plan is cut at its milestones into N segments of S rewards. With e_n the probability of an end at milestone n, the
+    logistic function of what is predicted (:func:`~sb3_rgrl.ensemble.end_logit`), what is left of the episode before each
+    segment is ::
 
         alive_0 = 1,    alive_n+1 = alive_n (1 - e_n)
 
@@ -20,12 +23,17 @@ class Survival:
 
         D_N = d_return * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1,    gradient on e_n = -alive_n D_n+1
 
+    and the gradient on the prediction is that times ``END_SLOPE`` e_n (1 - e_n).
+
     :param n_windows: Windows W of a plan.
     :param n_milestones: Milestones K of a window; N = W K.
     :param n_rewards: Rewards S of a segment.
     :param shape: (g, b).
     :param dtype: Of everything.
     """
+
+    # exp() of more would overflow float32, and be of no use: the episode is over.
+    LARGEST_LOGIT = 80.0
 
     def __init__(self, n_windows: int, n_milestones: int, n_rewards: int, shape: tuple[int, int], dtype: DTypeLike) -> None:
         n_segments = n_windows * n_milestones
@@ -34,10 +42,10 @@ class Survival:
         """Rewards as they count, shape (N, g, b, S)."""
         self.return_to_go = np.empty(shape, dtype)
         """Return-to-go as it counts, shape (g, b)."""
-        self._raw: tuple[Array, Array, Array]
+        self._raw: tuple[Array, Array]
         # One and the same memory, seen by segment or by window and milestone.
         self._rewards = self.rewards.reshape(*by_window, n_rewards)
-        self._ended = np.empty(by_window, dtype)
+        self._slope = np.empty(by_window, dtype)
         self._left = np.empty((n_segments, *shape), dtype)
         self._left_by_window = self._left.reshape(by_window)
         alive, d_alive = np.ones((n_segments + 1, *shape), dtype), np.empty((n_segments + 1, *shape), dtype)
@@ -51,13 +59,17 @@ class Survival:
     def forward(self, rewards: Array, ended: Array, return_to_go: Array) -> None:
         """
         :param rewards: In raw units, had the episode not ended, shape (W, K, g, b, S).
-        :param ended: Predicted ends, not clamped yet, shape (W, K, g, b).
+        :param ended: Predicted ends, as members tell them, shape (W, K, g, b).
         :param return_to_go: In raw units, had the episode not ended, shape (g, b).
         """
-        self._raw = rewards, ended, return_to_go
-        np.maximum(ended, 0.0, out=self._ended)
-        np.minimum(self._ended, 1.0, out=self._ended)
-        np.subtract(1.0, self._ended, out=self._left_by_window)
+        self._raw = rewards, return_to_go
+        # What is left is the logistic function of the negative logit: 1 / (1 + exp(logit)), in place.
+        np.subtract(ended, 1.0, out=self._left_by_window)
+        np.multiply(self._left_by_window, END_SLOPE, out=self._left_by_window)
+        np.minimum(self._left_by_window, self.LARGEST_LOGIT, out=self._left_by_window)
+        np.exp(self._left_by_window, out=self._left_by_window)
+        np.add(self._left_by_window, 1.0, out=self._left_by_window)
+        np.reciprocal(self._left_by_window, out=self._left_by_window)
         np.multiply.accumulate(self._left, axis=0, out=self._after)
         np.multiply(self._weights, rewards, out=self._rewards)
         np.multiply(self._at_end, return_to_go, out=self.return_to_go)
@@ -68,7 +80,7 @@ class Survival:
         :param d_return: Gradient on :attr:`return_to_go`, in its shape.
         :param out: Where the gradient on each argument of :meth:`forward` is written.
         """
-        rewards, ended, return_to_go = self._raw
+        rewards, return_to_go = self._raw
         out_rewards, out_ended, out_return = out
         d_rewards = d_rewards.reshape(self._rewards.shape)
         np.multiply(d_rewards, self._weights, out=out_rewards)
@@ -79,7 +91,9 @@ class Survival:
         for d_alive, left, d_alive_later in self._recursion:
             np.multiply(left, d_alive_later, out=self._product)
             np.add(d_alive, self._product, out=d_alive)
+        # The slope of a logistic function: e (1 - e).
+        np.subtract(1.0, self._left_by_window, out=self._slope)
+        np.multiply(self._slope, self._left_by_window, out=self._slope)
         np.multiply(self._before, self._d_after, out=self._d_after)
-        # A clamp hands no gradient on where it clamps.
-        np.multiply(self._d_after, self._ended == ended, out=self._d_after)
-        np.negative(self._d_after, out=out_ended)
+        np.multiply(self._d_after, self._slope, out=self._d_after)
+        np.multiply(self._d_after, -END_SLOPE, out=out_ended)

@@ -1,7 +1,7 @@
 """Ensembles of nets that predict what a sequence of actions brings: one module for each kind of member."""
 
 from sb3_rgrl.ensemble.attention import AttentionEnsemble
-from sb3_rgrl.ensemble.base import Ensemble, Layer, WindowPrediction
+from sb3_rgrl.ensemble.base import Ensemble, Layer, WindowPrediction, end_logit
 from sb3_rgrl.ensemble.kinds import MEMBER_KINDS, make_ensemble
 from sb3_rgrl.ensemble.mixed import MixedEnsemble
 from sb3_rgrl.ensemble.mlp import MlpEnsemble
@@ -19,5 +19,6 @@ __all__ = [
     "RecurrentEnsemble",
     "RnnEnsemble",
     "WindowPrediction",
+    "end_logit",
     "make_ensemble",
 ]

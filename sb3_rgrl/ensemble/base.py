@@ -11,6 +11,23 @@ from torch import nn
 from sb3_rgrl.ensemble.initializers import initialize
 
 
+# Slope of the logit of an end against what members tell of it.
+END_SLOPE = 4.0
+
+
+def end_logit(ended: th.Tensor) -> th.Tensor:
+    """
+    Members tell ends in units of their other outputs: 0, where nets begin, is a probability of 2 % that the episode
+    ends, 1 is one half, and 2 is 98 %. Probabilities are what keeps plans from living on small errors: a linear output
+    that is wrong by a few per cent in every window promises an end that never comes (docs/results.md, "Ends that never
+    come").
+
+    :param ended: What members tell of ends, any shape.
+    :return: Logit of their probability, same shape.
+    """
+    return END_SLOPE * (ended - 1.0)
+
+
 class WindowPrediction(NamedTuple):
     """
     What members expect of one window of ``t`` actions, in standardised units. ``g`` is the number of members that were
@@ -23,7 +40,8 @@ class WindowPrediction(NamedTuple):
     state_change: th.Tensor
     """Change of the state since the start of the window, shape (g, b, K, d)."""
     ended: th.Tensor
-    """1 where the episode will have terminated by that milestone, given that it had not by the one before, shape (g, b, K)."""
+    """Whether the episode will have terminated by that milestone, given that it had not by the one before; see
+    :func:`end_logit`. Shape (g, b, K)."""
     return_to_go: th.Tensor
     """Discounted return after that milestone, shape (g, b, K)."""
 
