@@ -38,7 +38,7 @@ class Steer(gym.Env):
 def trained_on_steer(**changes) -> RGRL:
     # Episodes have 20 steps, so a return over 100 steps would be mostly guessed.
     settings = {"plan_horizon": 6, "sequence_length": 3, "learning_starts": 100, "gamma": 0.9, **changes}
-    return RGRL("MlpEnsemblePolicy", Steer(), seed=0, **settings).learn(600)
+    return RGRL("MlpEnsemblePolicy", Steer(), seed=0, **settings).learn(1_000)
 
 
 def steer_return(model: RGRL) -> float:
@@ -66,8 +66,8 @@ def mix_up(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
     """Let every window that is drawn have what belongs to another one."""
     windows = SequenceReplayBuffer.windows
 
-    def mixed_up(self, indices, env=None):
-        sample = windows(self, indices, env)
+    def mixed_up(self, *args, **kwargs):
+        sample = windows(self, *args, **kwargs)
         return sample._replace(**{field: getattr(sample, field).roll(1, dims=1)})
 
     monkeypatch.setattr(SequenceReplayBuffer, "windows", mixed_up)

@@ -12,8 +12,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_rgrl.ensemble import Ensemble
-from sb3_rgrl.ensemble import end_logit
+from sb3_rgrl.ensemble import Ensemble, end_logit
 from sb3_rgrl.imagination import STATE_LIMIT
 from sb3_rgrl.policies import EnsemblePolicy
 

@@ -10,7 +10,6 @@ from torch import nn
 
 from sb3_rgrl.ensemble.initializers import initialize
 
-
 # Slope of the logit of an end against what members tell of it.
 END_SLOPE = 4.0
 
