@@ -365,7 +365,7 @@ class EnsemblePolicy(BasePolicy):
         :return: What the noise of a deterministic decision depends on, the same to the last bit for an observation alone
             and for one among many, shape (n, k).
         """
-        if isinstance(self.features_extractor, FlattenExtractor):
+        if type(self.features_extractor) is FlattenExtractor:
             return _as_numpy(states)
         # Nets round in another way for each number of rows: their features are no key, the observation itself is.
         tensors, _ = self.obs_to_tensor(observation)

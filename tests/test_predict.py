@@ -11,6 +11,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_rgrl import RGRL
 from tests.test_run import SMALL
@@ -95,6 +96,25 @@ def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):
         single, (plan,) = model.predict(observations[row], deterministic=True)
         np.testing.assert_allclose(single, batch[row], atol=1e-5)
         np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
+
+
+class Company(BaseFeaturesExtractor):
+    """Rounds in another way for each number of rows, as nets do."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, observation_space.shape[0])
+
+    def forward(self, observations):
+        return observations * (1.0 + 1e-6 * len(observations))
+
+
+def test_rows_of_features_that_depend_on_company(model, observations):
+    settings = {**SMALL, "policy_kwargs": {"net_arch": [16], "features_extractor_class": Company}}
+    agent = RGRL("MlpEnsemblePolicy", model.env.envs[0].spec.id, seed=0, **settings).learn(100)
+    _, (plans,) = agent.predict(observations, deterministic=True)
+    for row in range(len(observations)):
+        _, (plan,) = agent.predict(observations[row], deterministic=True)
+        np.testing.assert_allclose(plan[0], plans[row], atol=1e-2)
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)

@@ -196,7 +196,7 @@ def test_continue_then_plot(configured: tuple[Path, list[str], str]) -> None:
     output = zoo(cwd, "all_plots", "-a", "rgrl", "-e", "CartPole-v1", "-f", "logs", "--no-display", "-o", "plots")
     assert re.search(r"\|CartPole-v1 *\|\d+ \+/- \d+", output)
     assert "CartPole-v1" in pickle.loads((cwd / "plots.pkl").read_bytes())
-    zoo(cwd, "plot_from_file", "-i", "plots.pkl", "-o", "figure", "--format", "png")
+    zoo(cwd, "plot_from_file", "-i", "plots.pkl", "-o", "figure.png", "--format", "png")
     assert (cwd / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
