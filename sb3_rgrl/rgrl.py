@@ -389,7 +389,7 @@ class RGRL(SavedAlgorithm):
                 # Copies: environments may write into the actions that they get, and use their arrays again.
                 new_obs, rewards, dones, infos = env.step(actions.copy())
                 new_obs, rewards, dones = deepcopy(new_obs), np.array(rewards), np.array(dones)
-                self._check_step(new_obs, rewards, infos)
+                self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
                 raise
@@ -402,7 +402,7 @@ class RGRL(SavedAlgorithm):
                 return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
-            self._store_transition(actions, new_obs, rewards, dones, infos)
+            self._store_transition(actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             num_collected_episodes += int(dones.sum())
             self._count_episodes(int(dones.sum()), log_interval)
@@ -612,6 +612,7 @@ class RGRL(SavedAlgorithm):
                 check_finite(env, terminal, "a terminal observation")
 
     def _check_observations(self, observations: VecEnvObs) -> None:
+        per_env: list[Any]
         if isinstance(observations, dict):
             per_env = [dict(zip(observations, parts, strict=True)) for parts in zip(*observations.values(), strict=False)]
         else:
