@@ -45,6 +45,9 @@ class Judges(Protocol[Array]):
     def gradient(self, preactivated: Array, chosen: np.ndarray | None) -> tuple[Array, Array]:
         """See :class:`~sb3_rgrl.planner.GradientFn`. Members are thinned by dropout, anew at each call."""
 
+    def error(self, preactivated: Array, chosen: np.ndarray | None) -> Array:
+        """See :class:`~sb3_rgrl.searches.ErrorFn`."""
+
     def score(self, preactivated: Array) -> Array:
         """
         :param preactivated: Plans, shape (P, n, T, action_dim).
@@ -78,6 +81,13 @@ class AutogradJudges:
         with th.no_grad():
             members = self.ensemble.members(chosen, thinning=self.case.generator)
         return self._distance(self.codec.activate(preactivated), members, self.case.goal.of(chosen))
+
+    def error(self, preactivated: th.Tensor, chosen: np.ndarray | None) -> th.Tensor:
+        """See :meth:`Judges.error`."""
+        judges = None if chosen is None else th.from_numpy(chosen).to(preactivated.device)
+        with th.no_grad():
+            executed = self.codec.execute(preactivated)
+            return self._distance(executed, self.ensemble.members(judges), self.case.goal.of(judges))
 
     def score(self, preactivated: th.Tensor) -> th.Tensor:
         """See :meth:`Judges.score`."""
@@ -154,6 +164,10 @@ class ClosedFormJudges:
             some_missing: list[bool] = np.logical_or.reduce(missing, axis=(1, 2)).tolist()
             of_layers.append([units if some else None for units, some in zip(missing, some_missing, strict=True)])
         return [list(of_draw) for of_draw in zip(*of_layers, strict=True)][::-1]
+
+    def error(self, preactivated: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
+        """See :meth:`Judges.error`."""
+        return self.errors.judge(self.codec.execute(preactivated), chosen)
 
     def score(self, preactivated: np.ndarray) -> np.ndarray:
         """See :meth:`Judges.score`."""

@@ -7,7 +7,7 @@ which way they get worse. Plans are torch tensors or NumPy arrays; the arithmeti
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch as th
@@ -110,6 +110,8 @@ class MwmSgdPlanner:
     :raises ValueError: If a parameter is out of its range.
     """
 
+    needs_gradients: ClassVar[bool] = True
+
     def __init__(
         self,
         n_members: int,
@@ -128,6 +130,14 @@ class MwmSgdPlanner:
             raise ValueError(f"learning_rate must be a finite number that is not negative, got {learning_rate}")
         self.n_members, self.n_iterations = n_members, n_iterations
         self.learning_rate, self.optimizer, self.member_choice = learning_rate, optimizer, member_choice
+
+    def n_starts(self, population: int) -> int:
+        """See :meth:`~sb3_rgrl.searches.Search.n_starts`."""
+        return population
+
+    def evaluations(self, population: int) -> int:
+        """See :meth:`~sb3_rgrl.searches.Search.evaluations`. A gradient counts as two, forward and backward."""
+        return 2 * self.n_iterations * population * (self.n_members if self.member_choice == "mean" else 1)
 
     def descend(self, preactivated: Array, gradient_fn: GradientFn[Array], generator: np.random.Generator) -> Descent[Array]:
         """

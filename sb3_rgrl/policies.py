@@ -1,7 +1,7 @@
 """Policies of RGRL. They hold the ensemble and its units; to predict an action is to plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from sb3_rgrl.imagination import Outcome, Units, imagine
 from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, Judges, Watch, closed_form_of
 from sb3_rgrl.losses import WindowErrors, window_errors
 from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
+from sb3_rgrl.searches import SEARCHES, Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales, WindowSamples
 
@@ -77,6 +78,8 @@ class EnsemblePolicy(BasePolicy):
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
     :param action_initializer: How plans begin, one of ``ACTION_INITIALIZERS``.
     :param member_choice: Which members judge a plan at an iteration, one of ``MEMBER_CHOICES``; ``"random"`` is the paper.
+    :param search: ``"gradient"``, which is RGRL; ``"cem"`` and ``"shooting"`` are controls, which look for plans with as
+        many evaluations of the members, but without gradients, see ``sb3_rgrl.searches``.
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans.
@@ -127,6 +130,7 @@ class EnsemblePolicy(BasePolicy):
         action_optimizer: str = "adam",
         action_initializer: str = "normal",
         member_choice: str = "random",
+        search: str = "gradient",
         warm_start: bool = True,
         windows_per_sample: int = 1,
         fast_gradients: bool = True,
@@ -160,6 +164,12 @@ class EnsemblePolicy(BasePolicy):
             )
         if aim not in AIMS:
             raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
+        if search not in SEARCHES:
+            raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
+        if search != "gradient" and action_initializer == "zero":
+            raise ValueError(
+                f"search={search!r} needs noise to search with, so plans cannot begin with action_initializer='zero'"
+            )
         if exploration_candidates < 1:
             raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
         if not 0.0 < return_expectile < 1.0:
@@ -173,7 +183,7 @@ class EnsemblePolicy(BasePolicy):
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.fast_gradients = fast_gradients
-        self.warm_start = warm_start
+        self.search, self.warm_start = search, warm_start
         self.windows_per_sample = windows_per_sample
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
@@ -351,13 +361,14 @@ class EnsemblePolicy(BasePolicy):
                 generator = _generator(0)
             elif generator is None:
                 generator = self.prediction_generator
+            starts = self._starts_of_search()
             if deterministic:
-                plans = self.starts.of_states(self._noise_keys(observation, states))
+                plans = starts.of_states(self._noise_keys(observation, states))
             else:
-                plans = self.starts.fresh(len(states), generator)
+                plans = starts.fresh(len(states), generator)
             if state is not None and self.warm_start:
-                plans = self.starts.warm(plans, state[0], episode_start)
-            n_considered = len(plans) if deterministic else min(self.exploration_candidates, len(plans))
+                plans = starts.warm(plans, state[0], episode_start)
+            n_considered = self._n_considered(deterministic)
             return self._decide(states, plans, n_considered, generator)
 
     def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
@@ -371,6 +382,26 @@ class EnsemblePolicy(BasePolicy):
         tensors, _ = self.obs_to_tensor(observation)
         parts = [tensors[name] for name in sorted(tensors)] if isinstance(tensors, dict) else [tensors]
         return np.concatenate([_as_numpy(part).reshape(len(states), -1) for part in parts], axis=1)
+
+    def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:
+        """
+        :param deterministic: See :meth:`plan`.
+        :return: How often a member judges a plan for one observation, a gradient counted as two. It is the same for all
+            ways to search.
+        """
+        return count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, self._n_considered(deterministic))
+
+    @property
+    def searcher(self) -> Search:
+        """What finds plans: the planner, or a control in its place."""
+        return make_search(self.search, self.planner, self.starts.correlation)
+
+    def _starts_of_search(self) -> PlanStarts:
+        n_starts = self.searcher.n_starts(self.starts.n_plans)
+        return self.starts if n_starts == self.starts.n_plans else replace(self.starts, n_plans=n_starts)
+
+    def _n_considered(self, deterministic: bool) -> int:
+        return self.starts.n_plans if deterministic else min(self.exploration_candidates, self.starts.n_plans)
 
     def _decide(self, states: th.Tensor, plans: np.ndarray, n_considered: int, generator: np.random.Generator) -> Plan:
         """
@@ -418,10 +449,12 @@ class EnsemblePolicy(BasePolicy):
         :param generator: Source of the draws of members.
         :return: The best plan for each state.
         """
-        descent = self.planner.descend(judges.take(plans), judges.gradient, generator)
+        searcher = self.searcher
+        judge_fn = judges.gradient if searcher.needs_gradients else judges.error
+        descent = searcher.descend(judges.take(plans), judge_fn, generator)
         candidates = descent.preactivated
-        if n_considered < len(plans):
-            candidates = candidates[generator.permutation(len(plans))[:n_considered]]
+        if n_considered < len(candidates):
+            candidates = candidates[generator.permutation(len(candidates))[:n_considered]]
         chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates)))
         if not np.isfinite(error).all():
             raise ValueError(
@@ -514,6 +547,7 @@ class EnsemblePolicy(BasePolicy):
             action_optimizer=self.planner.optimizer,
             action_initializer=self.starts.initializer,
             member_choice=self.planner.member_choice,
+            search=self.search,
             warm_start=self.warm_start,
             windows_per_sample=self.windows_per_sample,
             fast_gradients=self.fast_gradients,

@@ -103,9 +103,17 @@ class PlanErrors:
         :param actions: Encoded actions as they would be executed, shape (b, T, A).
         :return: Error of each plan as each of the m whole members sees it, shape (m, b).
         """
+        return self.judge(actions[None], None)
+
+    def judge(self, actions: Array, chosen: Array | None) -> Array:
+        """
+        :param actions: Encoded actions as they would be executed, shape (g, b, T, A), or (1, b, T, A) for all members.
+        :param chosen: Which member judges each of the g groups, shape (g,); None: all m members in order.
+        :return: Error of each plan as that member sees it when it is whole, shape (g, b).
+        """
         with np.errstate(all="ignore"):
-            self.form.ask()
-            return self._error(self.form.imagine(self._states, actions[None]), None)[0]
+            self.form.ask(chosen)
+            return self._error(self.form.imagine(self._states, actions), chosen)[0]
 
     def _error(self, survival: Survival, chosen: Array | None) -> tuple[Array, Array, Array]:
         """
