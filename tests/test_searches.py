@@ -236,6 +236,21 @@ def test_plans_without_an_error_are_never_kept(kind):
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
+def test_rounding_does_not_say_which_of_equal_plans_is_kept(kind):
+    noise = np.random.default_rng(5)
+
+    def of_few_kinds(preactivated, chosen):
+        # Errors of plans that are executed as the same one, each with a rounding error of its own.
+        errors = 1.37 * (1 + (preactivated[..., 0, 0] > 0.0) + 2.0 * (preactivated[..., 1, 0] > 0.0))
+        return errors * (1.0 + 1e-7 * noise.standard_normal(errors.shape))
+
+    search = make_search(kind, planner_of("cyclic"), 0.0)
+    starts = starts_of(search, population=40)
+    first, second = (search.descend(starts, of_few_kinds, np.random.default_rng(0)).preactivated for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("kind", CONTROLS)
 def test_without_iterations_plans_stay(kind):
     search, errors = make_search(kind, planner_of(n_iterations=0), 0.0), Bowls()
     starts = starts_of(search, population=4)
