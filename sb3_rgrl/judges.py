@@ -3,7 +3,7 @@
 The two agree; autograd is what is meant, the closed form is what is fast on a CPU.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from operator import is_
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -105,6 +105,26 @@ class AutogradJudges:
         return goal.distance(imagine(self.ensemble, repeated, actions, members, self.case.units))
 
 
+# For each gradient, of each layer the units that are missing, or None where none is.
+Thinnings = list[list[np.ndarray | None]]
+
+
+def draw_thinnings(ensemble: Ensemble, n_draws: int, n_groups: int, generator: np.random.Generator) -> Thinnings:
+    """
+    :param ensemble: The members.
+    :param n_draws: For how many gradients.
+    :param n_groups: Number g of members that are asked each time.
+    :param generator: Source of the draws.
+    :return: Their missing units, in order; nothing without dropout.
+    """
+    of_layers: list[list[np.ndarray | None]] = []
+    for drawn in ensemble.draw_missing(n_draws * n_groups, generator) or []:
+        missing = drawn.reshape(n_draws, n_groups, -1)
+        some_missing: list[bool] = np.logical_or.reduce(missing, axis=(1, 2)).tolist()
+        of_layers.append([units if some else None for units, some in zip(missing, some_missing, strict=True)])
+    return [list(of_draw) for of_draw in zip(*of_layers, strict=True)]
+
+
 class ClosedFormJudges:
     """
     Judges in NumPy with the chain rule written out, on the CPU. They score many plans in several goes of at most
@@ -117,6 +137,7 @@ class ClosedFormJudges:
     :param case: What the decision is about.
     :param n_draws: For how many gradients missing units are drawn at once; they are the same as one after the other.
     :param changed: Whether weights, goal or units may have changed since these ``errors`` were asked last.
+    :param drawn: What :func:`draw_thinnings` drew already, for the first gradients.
     """
 
     MAX_ROWS = 1024
@@ -129,10 +150,11 @@ class ClosedFormJudges:
         case: Case,
         n_draws: int = 1,
         changed: bool = True,
+        drawn: Sequence[list[np.ndarray | None]] = (),
     ) -> None:
         self.errors, self.ensemble, self.codec, self.case = errors, ensemble, codec, case
         self.n_draws = n_draws
-        self._drawn: list[list[np.ndarray | None]] = []
+        self._drawn: Thinnings = list(drawn)[::-1]
         if not changed:
             errors.face(case.states.numpy())
             return
@@ -151,19 +173,8 @@ class ClosedFormJudges:
     def gradient(self, preactivated: np.ndarray, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Judges.gradient`."""
         if not self._drawn and self.ensemble.dropout > 0.0:
-            self._drawn = self._draw(len(preactivated))
+            self._drawn = draw_thinnings(self.ensemble, self.n_draws, len(preactivated), self.case.generator)[::-1]
         return self.errors.gradient(preactivated, chosen, self._drawn.pop() if self._drawn else None)
-
-    def _draw(self, n_groups: int) -> list[list[np.ndarray | None]]:
-        """
-        :return: Missing units of each layer for the next gradients, the last one first.
-        """
-        of_layers: list[list[np.ndarray | None]] = []
-        for drawn in self.ensemble.draw_missing(self.n_draws * n_groups, self.case.generator) or []:
-            missing = drawn.reshape(self.n_draws, n_groups, -1)
-            some_missing: list[bool] = np.logical_or.reduce(missing, axis=(1, 2)).tolist()
-            of_layers.append([units if some else None for units, some in zip(missing, some_missing, strict=True)])
-        return [list(of_draw) for of_draw in zip(*of_layers, strict=True)][::-1]
 
     def error(self, preactivated: np.ndarray, chosen: np.ndarray | None) -> np.ndarray:
         """See :meth:`Judges.error`."""

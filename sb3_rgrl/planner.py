@@ -19,6 +19,8 @@ ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
 Array = TypeVar("Array", th.Tensor, np.ndarray)
 # An order of the plans, and the one that brings them back.
 _Order = tuple[np.ndarray, np.ndarray]
+# For each iteration who judges, see `MwmSgdPlanner.deal`.
+Dealt = list[tuple[np.ndarray | None, _Order | None]]
 
 
 class PlanError(Protocol):
@@ -139,20 +141,22 @@ class MwmSgdPlanner:
         """See :meth:`~sb3_rgrl.searches.Search.evaluations`. A gradient counts as two, forward and backward."""
         return 2 * self.n_iterations * population * (self.n_members if self.member_choice == "mean" else 1)
 
-    def descend(self, preactivated: Array, gradient_fn: GradientFn[Array], generator: np.random.Generator) -> Descent[Array]:
+    def descend(
+        self, preactivated: Array, gradient_fn: GradientFn[Array], generator: np.random.Generator | Dealt
+    ) -> Descent[Array]:
         """
         :param preactivated: Initial pre-activated actions, floating point, shape (P, n, T, action_dim); left as they are.
         :param gradient_fn: The error to descend. It gets the P x n plans plan by plan, the n states of a plan side by
             side, cut into g groups: either m equal ones, one for each member in order, or the P plans.
-        :param generator: Source of the draws of members, all made before the first iteration. Both kinds of arrays get the
-            same draws.
+        :param generator: Source of the draws of members, all made before the first iteration, or what :meth:`deal` drew
+            already. Both kinds of arrays get the same draws.
         :return: The plans at the end, in the order of the initial ones, and how they got there.
         :raises ValueError: If the plans, or what ``gradient_fn`` makes of them, have the wrong shape or type.
         """
         _check_plans(preactivated)
         step = _AdamStep(preactivated, self.learning_rate) if self.optimizer == "adam" else _SgdStep(self.learning_rate)
         plans, steps = _copy(preactivated), []
-        dealt = self._deal(len(plans), generator)
+        dealt = generator if isinstance(generator, list) else self.deal(len(plans), generator)
         # A plan that runs away ends as NaN in silence, in NumPy as in torch: `pick_best` leaves it out.
         with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):
             for iteration in range(self.n_iterations):
@@ -181,8 +185,10 @@ class MwmSgdPlanner:
         error, gradient = _ask(gradient_fn, _take(plans, there).reshape(self.n_members, -1, *plan_shape), None)
         return _take(error.reshape(population, n_states), back), _take(gradient.reshape(plans.shape), back)
 
-    def _deal(self, population: int, generator: np.random.Generator) -> list[tuple[np.ndarray | None, _Order | None]]:
+    def deal(self, population: int, generator: np.random.Generator) -> Dealt:
         """
+        :param population: Number P of plans.
+        :param generator: Source of the draws.
         :return: For each iteration one member per plan, or an order of the plans, whose m equal parts go to the members in
             turn; for ``"mean"`` neither.
         """

@@ -51,7 +51,7 @@ class Search(Protocol):
         :return: Model evaluations that they take, for each state.
         """
 
-    def descend(self, preactivated: Any, judge_fn: Any, generator: np.random.Generator) -> Descent[Any]:
+    def descend(self, preactivated: Any, judge_fn: Any, generator: Any) -> Descent[Any]:
         """See :meth:`~sb3_rgrl.planner.MwmSgdPlanner.descend`."""
 
 

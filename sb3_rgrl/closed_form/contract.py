@@ -137,10 +137,11 @@ class ClosedForm(ABC):
     """How many rewards, or sums of them, members tell from one milestone to the next."""
 
     @abstractmethod
-    def imagine(self, state: Array, actions: Array) -> Survival:
+    def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """
         As :meth:`forward`; actions may be of shape (1, b, T, A), for all members.
 
+        :param keep: Whether :meth:`pull_back` may follow. Without it less has to stay in the cache.
         :return: What members expect, valid until the next call.
         """
 

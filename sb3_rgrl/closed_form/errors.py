@@ -113,7 +113,7 @@ class PlanErrors:
         """
         with np.errstate(all="ignore"):
             self.form.ask(chosen)
-            return self._error(self.form.imagine(self._states, actions), chosen)[0]
+            return self._error(self.form.imagine(self._states, actions, keep=False), chosen)[0]
 
     def _error(self, survival: Survival, chosen: Array | None) -> tuple[Array, Array, Array]:
         """

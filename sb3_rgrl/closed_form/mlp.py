@@ -102,11 +102,11 @@ class MlpClosedForm(ClosedForm):
             layers = [layer.without(units) for layer, units in zip(layers, missing, strict=True)]
         self._asked = [first, *layers]
 
-    def imagine(self, state: Array, actions: Array) -> Survival:
+    def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """See :meth:`ClosedForm.imagine`."""
         self.start(state, actions)
         self._judges = first, *others, last = self._asked
-        self._work = work = self._work_for(actions)
+        self._work = work = self._work_for(actions, keep)
         work.take_in(state, actions)
         for k, window in enumerate(work.windows):
             if k > 0:
@@ -122,10 +122,10 @@ class MlpClosedForm(ClosedForm):
         work.survival.forward(*work.told)
         return work.survival
 
-    def _work_for(self, actions: Array) -> "_Work":
+    def _work_for(self, actions: Array, keep: bool) -> "_Work":
         widths = tuple(layer.weight.shape[2] for layer in self._asked)
-        key = (len(self._asked[0].weight), *actions.shape[1:3], self.n_rewards, *widths, self._first.weight.dtype)
-        work: _Work = self.buffers(key, lambda: _Work(self, self._asked, *actions.shape[1:3]))
+        key = (len(self._asked[0].weight), *actions.shape[1:3], keep, self.n_rewards, *widths, self._first.weight.dtype)
+        work: _Work = self.buffers(key, lambda: _Work(self, self._asked, actions.shape[1], actions.shape[2], keep))
         return work
 
     def _advance(self, window: "_Window", following: "_Window") -> None:
@@ -182,22 +182,23 @@ class _Work:
     :param layers: Of the members that are asked.
     :param batch: Number b of plans for each of them.
     :param horizon: Number T of actions.
+    :param keep: Whether all windows' hidden units are kept for the way back, or all use the same memory.
     """
 
-    def __init__(self, form: MlpClosedForm, layers: list[Linear], batch: int, horizon: int) -> None:
+    def __init__(self, form: MlpClosedForm, layers: list[Linear], batch: int, horizon: int, keep: bool) -> None:
         dim, n_ends = form.state_dim, form.n_milestones
         shape, dtype = (len(layers[0].weight), batch), layers[0].weight.dtype
         self.shape, self.dim, n_windows = shape, dim, horizon // form.sequence_length
         n_inputs, *widths, n_outputs = layers[0].weight.shape[1], *(layer.weight.shape[2] for layer in layers)
 
-        def room(*sizes: int) -> Array:
-            return np.zeros((n_windows, *sizes), dtype)
+        def room(*sizes: int, windows: int = n_windows) -> Array:
+            return np.zeros((windows, *sizes), dtype)
 
         inputs, d_inputs, ends = room(*shape, n_inputs), room(*shape, n_inputs), room(*shape, dim)
         outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
         inputs[..., -1] = 1.0
         n_units = shape[0] * batch * sum(widths)
-        hidden, kept = room(n_units), room(n_units)
+        hidden, kept = (room(n_units, windows=n_windows if keep else 1) for _ in range(2))
         # Slopes are computed at once for all windows and layers.
         self.everywhere = hidden, kept, np.empty_like(kept)
         d_hidden = [np.empty((*shape, width), dtype) for width in widths]
@@ -207,8 +208,8 @@ class _Work:
         starts = np.cumsum([shape[0] * batch * width for width in widths])[:-1]
         self.windows: list[_Window] = []
         for k in range(n_windows):
-            ys = [y.reshape(*shape, -1) for y in np.split(hidden[k], starts)]
-            slopes = [slope.reshape(*shape, -1) for slope in np.split(kept[k], starts)]
+            ys = [y.reshape(*shape, -1) for y in np.split(hidden[k if keep else 0], starts)]
+            slopes = [slope.reshape(*shape, -1) for slope in np.split(kept[k if keep else 0], starts)]
             self.windows.append(
                 _Window(
                     inputs=inputs[k],

@@ -136,7 +136,7 @@ class RecurrentClosedForm(ClosedForm):
             net = self._change_fed(net, [partial(Linear.without, missing=units) for units in missing])
         self._asked = net
 
-    def imagine(self, state: Array, actions: Array) -> Survival:
+    def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """See :meth:`ClosedForm.imagine`."""
         self.start(state, actions)
         net, n_groups = self._asked, len(self._asked.of_end.weight)
