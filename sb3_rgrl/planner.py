@@ -142,7 +142,11 @@ class MwmSgdPlanner:
         return 2 * self.n_iterations * population * (self.n_members if self.member_choice == "mean" else 1)
 
     def descend(
-        self, preactivated: Array, gradient_fn: GradientFn[Array], generator: np.random.Generator | Dealt
+        self,
+        preactivated: Array,
+        gradient_fn: GradientFn[Array],
+        generator: np.random.Generator | Dealt,
+        n_iterations: np.ndarray | None = None,
     ) -> Descent[Array]:
         """
         :param preactivated: Initial pre-activated actions, floating point, shape (P, n, T, action_dim); left as they are.
@@ -150,6 +154,8 @@ class MwmSgdPlanner:
             side, cut into g groups: either m equal ones, one for each member in order, or the P plans.
         :param generator: Source of the draws of members, all made before the first iteration, or what :meth:`deal` drew
             already. Both kinds of arrays get the same draws.
+        :param n_iterations: After how many iterations the plans of each state stay as they are, shape (n,), none more than
+            the planner's; None: after all. What it does to one state does not depend on the others.
         :return: The plans at the end, in the order of the initial ones, and how they got there.
         :raises ValueError: If the plans, or what ``gradient_fn`` makes of them, have the wrong shape or type.
         """
@@ -159,10 +165,14 @@ class MwmSgdPlanner:
         dealt = generator if isinstance(generator, list) else self.deal(len(plans), generator)
         # A plan that runs away ends as NaN in silence, in NumPy as in torch: `pick_best` leaves it out.
         with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):
-            for iteration in range(self.n_iterations):
+            for iteration in range(self.n_iterations if n_iterations is None else int(n_iterations.max())):
                 error, gradient = self._judge(plans, gradient_fn, *dealt[iteration])
                 steps.append((plans, error))
                 plans = step(plans, gradient)
+        if n_iterations is not None:
+            # Others went on: these had been where they belong.
+            for state in np.flatnonzero(n_iterations < len(steps)):
+                plans[:, state] = steps[n_iterations[state]][0][:, state]
         return Descent(plans, steps)
 
     def _judge(

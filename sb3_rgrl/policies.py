@@ -16,6 +16,7 @@ from torch import nn
 from sb3_rgrl.actions import make_codec
 from sb3_rgrl.closed_form import PlanErrors
 from sb3_rgrl.ensemble import make_ensemble
+from sb3_rgrl.execution import go_on
 from sb3_rgrl.goals import AIMS, Goal, check_desired_reward, make_goal
 from sb3_rgrl.imagination import Outcome, Units, imagine
 from sb3_rgrl.judges import (
@@ -30,7 +31,7 @@ from sb3_rgrl.judges import (
 )
 from sb3_rgrl.losses import WindowErrors, window_errors
 from sb3_rgrl.planner import Dealt, Descent, MwmSgdPlanner, pick_best
-from sb3_rgrl.searches import SEARCHES, Evaluations, Search, count_evaluations, make_search
+from sb3_rgrl.searches import Evaluations, Search, check_search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales, WindowSamples
 
@@ -99,6 +100,10 @@ class EnsemblePolicy(BasePolicy):
     :param search: ``"gradient"``, which is RGRL; ``"cem"`` and ``"shooting"`` are controls, which look for plans with as
         many evaluations of the members, but without gradients, see ``sb3_rgrl.searches``.
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
+    :param n_warm_iterations: Iterations of decisions that go on from the last one; None: as many as of the others. Half of
+        their plans are near their goal from the start.
+    :param execute_steps: How many actions of a plan :meth:`predict` returns, one at a call, before it plans anew. While
+        learning every step is planned.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
@@ -150,6 +155,8 @@ class EnsemblePolicy(BasePolicy):
         member_choice: str = "random",
         search: str = "gradient",
         warm_start: bool = True,
+        n_warm_iterations: int | None = None,
+        execute_steps: int = 1,
         windows_per_sample: int = 1,
         fast_gradients: bool = True,
         net_arch: Sequence[int] | None = None,
@@ -182,12 +189,13 @@ class EnsemblePolicy(BasePolicy):
             )
         if aim not in AIMS:
             raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
-        if search not in SEARCHES:
-            raise ValueError(f"search must be one of {SEARCHES}, got {search!r}")
-        if search != "gradient" and action_initializer == "zero":
+        check_search(search, action_initializer, n_warm_iterations)
+        if n_warm_iterations is not None and not 0 <= n_warm_iterations <= n_plan_iterations:
             raise ValueError(
-                f"search={search!r} needs noise to search with, so plans cannot begin with action_initializer='zero'"
+                f"n_warm_iterations must be 0 to n_plan_iterations, which is {n_plan_iterations}, got {n_warm_iterations}"
             )
+        if not 1 <= execute_steps <= plan_horizon:
+            raise ValueError(f"execute_steps must be 1 to plan_horizon, which is {plan_horizon}, got {execute_steps}")
         if exploration_candidates < 1:
             raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
         if not 0.0 < return_expectile < 1.0:
@@ -202,6 +210,7 @@ class EnsemblePolicy(BasePolicy):
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
+        self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
         self.windows_per_sample = windows_per_sample
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
@@ -397,10 +406,12 @@ class EnsemblePolicy(BasePolicy):
                 plans = starts.of_states(self._noise_keys(observation, states))
             else:
                 plans = starts.fresh(len(states), generator)
+            n_iterations = None
             if state is not None and self.warm_start:
                 plans = starts.warm(plans, state[0], episode_start)
+                n_iterations = self._iterations_when_warm(len(states), episode_start)
             n_considered = self._n_considered(deterministic)
-            return self._decide(states, plans, n_considered, generator)
+            return self._decide(states, plans, n_considered, generator, n_iterations)
 
     def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
         """
@@ -434,12 +445,31 @@ class EnsemblePolicy(BasePolicy):
     def _n_considered(self, deterministic: bool) -> int:
         return self.starts.n_plans if deterministic else min(self.exploration_candidates, self.starts.n_plans)
 
-    def _decide(self, states: th.Tensor, plans: np.ndarray, n_considered: int, generator: np.random.Generator | None) -> Plan:
+    def _iterations_when_warm(self, n_states: int, episode_start: np.ndarray | None) -> np.ndarray | None:
+        """
+        :return: Iterations of each state, shape (n,); None: all have the same as ever.
+        """
+        if self.n_warm_iterations is None:
+            return None
+        n_iterations = np.full(n_states, self.n_warm_iterations)
+        if episode_start is not None:
+            n_iterations[np.asarray(episode_start, dtype=bool)] = self.planner.n_iterations
+        return n_iterations
+
+    def _decide(
+        self,
+        states: th.Tensor,
+        plans: np.ndarray,
+        n_considered: int,
+        generator: np.random.Generator | None,
+        n_iterations: np.ndarray | None = None,
+    ) -> Plan:
         """
         :param states: Standardised states, shape (n, d).
         :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
         :param n_considered: How many of them can be chosen in the end, drawn at random.
         :param generator: Source of the draws of members and of the units that they miss; None: the same ones each time.
+        :param n_iterations: See :meth:`MwmSgdPlanner.descend`.
         :return: The best plan for each state.
         """
         # Closed forms work in place: outside of the CPU and in other precisions autograd does.
@@ -450,7 +480,7 @@ class EnsemblePolicy(BasePolicy):
         if self._closed_form is None or not self.fast_gradients or not on_cpu:
             generator = generator or _generator(0)
             judges = AutogradJudges(self.ensemble, self.codec, Case(states, self.goal(), self.units(), generator))
-            return self._optimise(judges, plans, n_considered, generator, generator)
+            return self._optimise(judges, plans, n_considered, generator, generator, n_iterations)
         changed = self._changed()
         if changed:
             self._aims = self.goal(), self.units()
@@ -464,7 +494,7 @@ class EnsemblePolicy(BasePolicy):
         ensemble: Any = self.ensemble
         judges = ClosedFormJudges(self._closed_form, ensemble, self.codec, case, n_draws, changed, thinnings)
         self._watch.settle()
-        return self._optimise(judges, plans, n_considered, generator, dealt)
+        return self._optimise(judges, plans, n_considered, generator, dealt, n_iterations)
 
     def _draws_of_deterministic(self, population: int) -> _FixedDraws:
         planner, ensemble = self.planner, self.ensemble
@@ -498,6 +528,7 @@ class EnsemblePolicy(BasePolicy):
         n_considered: int,
         generator: np.random.Generator,
         dealt: np.random.Generator | Dealt,
+        n_iterations: np.ndarray | None,
     ) -> Plan:
         """
         :param judges: Who judges plans.
@@ -505,11 +536,16 @@ class EnsemblePolicy(BasePolicy):
         :param n_considered: How many of them can be chosen in the end, drawn at random.
         :param generator: Source of the draw of those.
         :param dealt: Who judges them, or the source of its draws.
+        :param n_iterations: See :meth:`MwmSgdPlanner.descend`.
         :return: The best plan for each state.
         """
         searcher = self.searcher
         judge_fn = judges.gradient if searcher.needs_gradients else judges.error
-        descent = searcher.descend(judges.take(plans), judge_fn, dealt)
+        descent: Descent[Any]
+        if n_iterations is None:
+            descent = searcher.descend(judges.take(plans), judge_fn, dealt)
+        else:
+            descent = self.planner.descend(judges.take(plans), judges.gradient, dealt, n_iterations)
         candidates = descent.preactivated
         if n_considered < len(candidates):
             candidates = candidates[generator.permutation(len(candidates))[:n_considered]]
@@ -556,11 +592,19 @@ class EnsemblePolicy(BasePolicy):
                 "you are probably mixing Gym API with SB3 VecEnv API. Pass the observation alone: "
                 "`obs, info = env.reset()`, or `obs = vec_env.reset()`."
             )
-        plan = self.plan(observation, state, episode_start, deterministic)
-        actions = plan.actions[:, 0]
+        if self.execute_steps == 1:
+            plan = self.plan(observation, state, episode_start, deterministic)
+            actions, state = plan.actions[:, 0], (plan.preactivated,)
+        else:
+
+            def plan_anew(seen: Any, last: tuple[np.ndarray, ...] | None, starts: np.ndarray | None) -> np.ndarray:
+                return self.plan(seen, last, starts, deterministic).preactivated
+
+            encoded, state = go_on(plan_anew, self.codec, self.execute_steps, observation, state, episode_start)
+            actions = self.codec.decode(encoded)
         if not self.is_vectorized_observation(observation):
             actions = actions.squeeze(axis=0)
-        return actions, (plan.preactivated,)
+        return actions, state
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -607,6 +651,8 @@ class EnsemblePolicy(BasePolicy):
             member_choice=self.planner.member_choice,
             search=self.search,
             warm_start=self.warm_start,
+            n_warm_iterations=self.n_warm_iterations,
+            execute_steps=self.execute_steps,
             windows_per_sample=self.windows_per_sample,
             fast_gradients=self.fast_gradients,
             net_arch=self.net_arch,

@@ -80,6 +80,21 @@ def count_evaluations(search: Search, n_members: int, population: int, n_conside
     return Evaluations(search.evaluations(population), n_members * min(n_considered, population))
 
 
+def check_search(kind: str, action_initializer: str, n_warm_iterations: int | None) -> None:
+    """
+    :param kind: One of ``SEARCHES``.
+    :param action_initializer: How plans begin.
+    :param n_warm_iterations: Iterations of decisions that go on from the last one, if they are fewer.
+    :raises ValueError: If it is none, or cannot search this way.
+    """
+    if kind not in SEARCHES:
+        raise ValueError(f"search must be one of {SEARCHES}, got {kind!r}")
+    if kind != "gradient" and action_initializer == "zero":
+        raise ValueError(f"search={kind!r} needs noise to search with, so plans cannot begin with action_initializer='zero'")
+    if kind != "gradient" and n_warm_iterations is not None:
+        raise ValueError(f"search={kind!r} is a control for whole decisions: leave n_warm_iterations at None")
+
+
 def make_search(kind: str, planner: MwmSgdPlanner, correlation: float) -> Search:
     """
     :param kind: One of ``SEARCHES``.

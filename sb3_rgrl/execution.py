@@ -1,0 +1,63 @@
+"""Executing several actions of a plan before planning anew."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sb3_rgrl.actions import ActionCodec
+
+PlanAnew = Callable[[Any, tuple[np.ndarray, ...] | None, np.ndarray | None], np.ndarray]
+
+
+def go_on(
+    plan_anew: PlanAnew,
+    codec: ActionCodec,
+    execute_steps: int,
+    observation: np.ndarray | dict[str, np.ndarray],
+    state: tuple[np.ndarray, ...] | None,
+    episode_start: np.ndarray | None,
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """
+    The next action of each plan, and new plans where ``execute_steps`` actions were executed or an episode begins.
+
+    :param plan_anew: Makes plans, shape (n, T, action_dim), of observations, last plans and where episodes begin.
+    :param codec: What executes actions.
+    :param execute_steps: How many actions of a plan are executed.
+    :param observation: One observation or n of them.
+    :param state: What the last call returned; None: nothing was planned yet.
+    :param episode_start: Where an episode begins, shape (n,); None: nowhere.
+    :return: Encoded actions, shape (n, action_dim); the plans as pre-activated actions, shape (n, T, action_dim), and how
+        many actions of each were executed, shape (n,).
+    """
+    if state is None:
+        plans = plan_anew(observation, None, episode_start)
+        n_done = np.zeros(len(plans), dtype=np.int64)
+    else:
+        plans, n_done = (np.array(part) for part in state)
+        starts = np.zeros(len(plans), dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
+        due = starts | (n_done >= execute_steps)
+        if due.any():
+            seen = observation if due.all() else _rows_of(observation, due)
+            plans[due] = plan_anew(seen, (_left_of(plans[due], n_done[due]),), starts[due])
+            n_done[due] = 0
+    encoded = codec.execute(plans[np.arange(len(plans)), n_done])
+    return encoded, (plans, n_done + 1)
+
+
+def _left_of(plans: np.ndarray, n_done: np.ndarray) -> np.ndarray:
+    """
+    :return: What is left of each plan behind the last action that was executed, which comes first: so planning takes the
+        last plans. At the end zeros, from where noise alone goes on.
+    """
+    left = np.zeros_like(plans)
+    for row, done in enumerate(n_done):
+        rest = plans[row, max(done - 1, 0) :]
+        left[row, : len(rest)] = rest
+    return left
+
+
+def _rows_of(observation: np.ndarray | dict[str, np.ndarray], rows: np.ndarray) -> Any:
+    if isinstance(observation, dict):
+        return {key: value[rows] for key, value in observation.items()}
+    return observation[rows]
