@@ -428,8 +428,8 @@ class EnsemblePolicy(BasePolicy):
     def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:
         """
         :param deterministic: See :meth:`plan`.
-        :return: How often a member judges a plan for one observation, a gradient counted as two. It is the same for all
-            ways to search.
+        :return: How often a member judges a plan for one observation, a gradient counted as two: the same for all ways to
+            search. With ``n_warm_iterations`` those that go on from the last decision take fewer.
         """
         return count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, self._n_considered(deterministic))
 
@@ -451,7 +451,7 @@ class EnsemblePolicy(BasePolicy):
         """
         if self.n_warm_iterations is None:
             return None
-        n_iterations = np.full(n_states, self.n_warm_iterations)
+        n_iterations = np.full(n_states, min(self.n_warm_iterations, self.planner.n_iterations))
         if episode_start is not None:
             n_iterations[np.asarray(episode_start, dtype=bool)] = self.planner.n_iterations
         return n_iterations

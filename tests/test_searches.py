@@ -59,8 +59,8 @@ class Count:
         self.rows = 0
         imagine, pull_back, in_torch = MlpClosedForm.imagine, MlpClosedForm.pull_back, sb3_rgrl.judges.imagine
 
-        def counting_imagine(form, state, actions):
-            survival = imagine(form, state, actions)
+        def counting_imagine(form, state, actions, **kwargs):
+            survival = imagine(form, state, actions, **kwargs)
             self.rows += survival.return_to_go.size
             return survival
 
