@@ -1,6 +1,8 @@
 """Between the environment's actions, the members' inputs and the pre-activated actions that the planner moves."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,28 +55,37 @@ class BoxCodec(ActionCodec):
     Bounded continuous actions: tanh of the pre-activated action, scaled from [-1, 1] to the space.
 
     :param space: A Box with finite bounds.
+    :raises ValueError: If a bound is not finite.
     """
 
     def __init__(self, space: spaces.Box) -> None:
+        if not (np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))):
+            raise ValueError(f"Continuous action space must have a finite lower and upper bound, got {space}")
         self.space = space
         self.dim = int(np.prod(space.shape))
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
         """See :meth:`ActionCodec.encode`."""
-        low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
+        middle, half = self._middle_and_half()
         # A dimension without room has one action, which is encoded as -1.
-        room = np.where(high > low, high - low, 1.0)
-        scaled: np.ndarray = 2.0 * (actions - low) / room - 1.0
-        return scaled.reshape(len(actions), self.dim).astype(np.float32)
+        scaled: np.ndarray = np.where(half > 0, (actions - middle) / np.where(half > 0, half, 1.0), -1.0)
+        # Between bounds that are next to each other the middle is rounded.
+        scaled = np.clip(scaled, -1.0, 1.0).reshape(len(actions), self.dim)
+        return scaled.astype(np.float32)
 
     def decode(self, encoded: np.ndarray) -> np.ndarray:
         """See :meth:`ActionCodec.decode`."""
-        low, high = self.space.low.astype(np.float64), self.space.high.astype(np.float64)
+        middle, half = self._middle_and_half()
         shaped = encoded.reshape(-1, *self.space.shape).astype(np.float64)
-        actions: np.ndarray = np.clip(low + 0.5 * (shaped + 1.0) * (high - low), low, high)
+        actions: np.ndarray = np.clip(middle + shaped * half, self.space.low, self.space.high)
         if np.issubdtype(self.space.dtype, np.integer):
             actions = np.rint(actions)  # a cast alone would cut off what tanh leaves of the highest value
         return actions.astype(self.space.dtype)
+
+    def _middle_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+        # Halved first: the width of the widest spaces is no number of double precision.
+        low, high = 0.5 * self.space.low.astype(np.float64), 0.5 * self.space.high.astype(np.float64)
+        return low + high, high - low
 
     def activate(self, preactivated: th.Tensor) -> th.Tensor:
         """See :meth:`ActionCodec.activate`."""
@@ -123,6 +134,89 @@ class DiscreteCodec(ActionCodec):
         return one_hot
 
 
+class MultiDiscreteCodec(ActionCodec):
+    """
+    Several choices at once: a :class:`DiscreteCodec` for each of them, side by side.
+
+    :param space: A MultiDiscrete space of one dimension.
+    :raises ValueError: If it has more dimensions.
+    """
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        if space.nvec.ndim != 1:
+            raise ValueError(f"Multi-dimensional {space} action space is not supported. You can flatten it instead.")
+        self.space = space
+        starts = [int(start) for start in space.start]
+        self.choices = [DiscreteCodec(spaces.Discrete(int(n), start=k)) for n, k in zip(space.nvec, starts, strict=True)]
+        self.groups = groups_of(space)
+        self.dim = self.groups[-1].stop
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """See :meth:`ActionCodec.encode`."""
+        columns = np.asarray(actions).reshape(-1, len(self.choices)).T
+        return np.concatenate([codec.encode(column) for codec, column in zip(self.choices, columns, strict=True)], axis=-1)
+
+    def decode(self, encoded: np.ndarray) -> np.ndarray:
+        """See :meth:`ActionCodec.decode`."""
+        decoded = [codec.decode(encoded[..., group]) for codec, group in self._by_choice()]
+        return np.stack(decoded, axis=-1).astype(self.space.dtype)
+
+    def activate(self, preactivated: th.Tensor) -> th.Tensor:
+        """See :meth:`ActionCodec.activate`."""
+        return th.cat([codec.activate(preactivated[..., group]) for codec, group in self._by_choice()], dim=-1)
+
+    def execute(self, preactivated: Array) -> Array:
+        """See :meth:`ActionCodec.execute`."""
+        if isinstance(preactivated, th.Tensor):
+            return th.cat([codec.execute(preactivated[..., group]) for codec, group in self._by_choice()], dim=-1)
+        executed = [codec.execute(preactivated[..., group]) for codec, group in self._by_choice()]
+        return np.concatenate(executed, axis=-1)
+
+    def _by_choice(self) -> Iterator[tuple[DiscreteCodec, slice]]:
+        return zip(self.choices, self.groups, strict=True)
+
+
+class MultiBinaryCodec(ActionCodec):
+    """
+    Switches: the sigmoid of each pre-activated number while planning, 0 or 1 when scored and executed.
+
+    :param space: A MultiBinary space.
+    """
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        self.space = space
+        self.dim = int(np.prod(space.shape))
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """See :meth:`ActionCodec.encode`."""
+        return np.asarray(actions).reshape(len(actions), self.dim).astype(np.float32)
+
+    def decode(self, encoded: np.ndarray) -> np.ndarray:
+        """See :meth:`ActionCodec.decode`."""
+        actions: np.ndarray = encoded.reshape(-1, *self.space.shape) > 0.5
+        return actions.astype(self.space.dtype)
+
+    def activate(self, preactivated: th.Tensor) -> th.Tensor:
+        """See :meth:`ActionCodec.activate`."""
+        return th.sigmoid(preactivated)
+
+    def execute(self, preactivated: Array) -> Array:
+        """See :meth:`ActionCodec.execute`."""
+        if isinstance(preactivated, th.Tensor):
+            return (preactivated > 0).to(preactivated)
+        switched: np.ndarray = (preactivated > 0).astype(preactivated.dtype)
+        return switched
+
+
+def groups_of(space: spaces.Discrete | spaces.MultiDiscrete) -> list[slice]:
+    """
+    :param space: One choice or several.
+    :return: The columns of each choice in encoded actions.
+    """
+    sizes = [int(space.n)] if isinstance(space, spaces.Discrete) else [int(n) for n in space.nvec]
+    return [slice(stop - n, stop) for n, stop in zip(sizes, accumulate(sizes), strict=True)]
+
+
 def make_codec(space: spaces.Space[Any]) -> ActionCodec:
     """
     :param space: Action space of the environment.
@@ -133,4 +227,13 @@ def make_codec(space: spaces.Space[Any]) -> ActionCodec:
         return BoxCodec(space)
     if isinstance(space, spaces.Discrete):
         return DiscreteCodec(space)
-    raise ValueError(f"RGRL plans over Box and Discrete actions, but the action space is {space}")
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiDiscreteCodec(space)
+    if isinstance(space, spaces.MultiBinary):
+        return MultiBinaryCodec(space)
+    kinds = ", ".join(kind.__name__ for kind in SUPPORTED_SPACES)
+    raise ValueError(f"RGRL plans over actions of the spaces {kinds}, but the action space is {space}")
+
+
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+"""Action spaces that there are codecs for."""

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_rgrl import closed_form
-from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.actions import ActionCodec, groups_of
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, MlpEnsemble, RecurrentEnsemble
 from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import STATE_LIMIT, Units, imagine
@@ -251,6 +251,12 @@ def closed_form_of(ensemble: Ensemble | MixedEnsemble, action_space: spaces.Spac
         form = closed_form.MlpClosedForm(*sizes, *about)
     else:
         return None
-    if isinstance(action_space, spaces.Discrete):
-        return closed_form.PlanErrors(form, closed_form.SoftmaxActions([slice(0, int(action_space.n))]))
-    return closed_form.PlanErrors(form, closed_form.TanhActions())
+    return closed_form.PlanErrors(form, _activation_of(action_space))
+
+
+def _activation_of(action_space: spaces.Space[Any]) -> closed_form.ActionActivation:
+    if isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return closed_form.SoftmaxActions(groups_of(action_space))
+    if isinstance(action_space, spaces.MultiBinary):
+        return closed_form.SigmoidActions()
+    return closed_form.TanhActions()

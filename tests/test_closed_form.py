@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from sb3_rgrl.closed_form import (
     MlpClosedForm,
     PlanErrors,
     RecurrentClosedForm,
+    SigmoidActions,
     SoftmaxActions,
     TanhActions,
     Units,
@@ -38,7 +39,7 @@ class Case(NamedTuple):
     length: int
     n_milestones: int
     dropout: float = 0.0
-    groups: tuple[slice, ...] | None = None  # of columns that are one choice; None: Box
+    groups: tuple[slice, ...] | str | None = None  # of columns that are one choice; "switches": MultiBinary; None: Box
 
 
 def make_case(
@@ -103,8 +104,14 @@ def len_of_action(case):
     return case.weights[2 if case.kind == "lstm" else 1].shape[1]
 
 
+def action_activation_of(case):
+    if case.groups is None:
+        return TanhActions()
+    return SigmoidActions() if case.groups == "switches" else SoftmaxActions(case.groups)
+
+
 def plan_errors_of(case):
-    errors = PlanErrors(closed_form_of(case), TanhActions() if case.groups is None else SoftmaxActions(case.groups))
+    errors = PlanErrors(closed_form_of(case), action_activation_of(case))
     begin(errors, case)
     return errors
 
@@ -202,6 +209,8 @@ def error_of(case, state, actions, member, missing=None):
 def activated(case, preactivated):
     if case.groups is None:
         return th.tanh(preactivated)
+    if case.groups == "switches":
+        return th.sigmoid(preactivated)
     return th.cat([th.softmax(preactivated[..., group], dim=-1) for group in case.groups], dim=-1)
 
 
@@ -230,14 +239,16 @@ def assert_same(found, expected, tolerance):
 def cases(draw, dtype=th.float64):
     kind = draw(st.sampled_from(["mlp", "gru", "lstm", "rnn"]))
     spacing, n_milestones = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    groups = draw(st.sampled_from([None, (2,), (3,), (2, 3), (1, 2, 2)]))
-    stops = np.cumsum(groups or [0])
+    sizes = draw(st.sampled_from([None, "switches", (2,), (3,), (2, 3), (1, 2, 2)]))
+    groups: Any = sizes
+    if isinstance(sizes, tuple):
+        groups = tuple(slice(b - a, b) for a, b in zip(sizes, np.cumsum(sizes).tolist(), strict=True))
     return make_case(
         kind=kind,
         widths=draw(st.lists(st.integers(1, 7), min_size=1, max_size=3 if kind == "mlp" else 2)),
         n_members=draw(st.integers(1, 4)),
         dim=draw(st.integers(1, 4)),
-        action_dim=draw(st.integers(1, 3)) if groups is None else int(stops[-1]),
+        action_dim=sum(sizes) if isinstance(sizes, tuple) else draw(st.integers(1, 3)),
         length=spacing * n_milestones,
         n_windows=draw(st.integers(1, 4)),
         n_milestones=n_milestones,
@@ -246,7 +257,7 @@ def cases(draw, dtype=th.float64):
         return_weight=draw(st.sampled_from([0.0, 0.7])),
         n_states=draw(st.integers(1, 3)),
         dropout=draw(st.sampled_from([0.0, 0.3])),
-        groups=None if groups is None else tuple(slice(b - a, b) for a, b in zip(groups, stops.tolist(), strict=True)),
+        groups=groups,
         seed=draw(st.integers(0, 10_000)),
         dtype=dtype,
     )
@@ -430,8 +441,9 @@ class TestEachKind:
             assert np.isnan(error[:, 1]).all()
             assert np.isnan(score[:, 1]).all()
 
-    def test_actions_far_out_are_no_problem(self, kind):
-        case = make_case(kind, [8], activation="SiLU", dtype=th.float32)
+    @pytest.mark.parametrize("groups", [(slice(0, 2),), "switches"], ids=["choice", "switches"])
+    def test_actions_far_out_are_no_problem(self, kind, groups):
+        case = make_case(kind, [8], activation="SiLU", groups=groups, dtype=th.float32)
         plans = plans_for(case, 5, 4, scale=1e4)
         error, gradient = plan_errors_of(case).gradient(plans.numpy())
         expected, _ = reference(case, plans)

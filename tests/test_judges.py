@@ -28,6 +28,8 @@ CLOSED = [MlpEnsemblePolicy, GruEnsemblePolicy, LstmEnsemblePolicy, RnnEnsembleP
 ACTION_SPACES = {
     "discrete": spaces.Discrete(3),
     "box": spaces.Box(-2.0, np.array([1.0, 3.0], dtype=np.float32)),
+    "multi discrete": spaces.MultiDiscrete([2, 3]),
+    "multi binary": spaces.MultiBinary(2),
 }
 
 

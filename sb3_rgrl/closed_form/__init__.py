@@ -11,7 +11,7 @@ are those of autograd through the same unrolling, to rounding.
 - ``layers``: linear layers and activation functions.
 """
 
-from sb3_rgrl.closed_form.actions import ActionActivation, SoftmaxActions, TanhActions
+from sb3_rgrl.closed_form.actions import ActionActivation, SigmoidActions, SoftmaxActions, TanhActions
 from sb3_rgrl.closed_form.contract import ClosedForm, Outcome, Units
 from sb3_rgrl.closed_form.errors import Goal, PlanErrors
 from sb3_rgrl.closed_form.mlp import MlpClosedForm
@@ -25,6 +25,7 @@ __all__ = [
     "Outcome",
     "PlanErrors",
     "RecurrentClosedForm",
+    "SigmoidActions",
     "SoftmaxActions",
     "TanhActions",
     "Units",

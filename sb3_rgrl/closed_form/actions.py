@@ -80,6 +80,22 @@ class TanhActions(ActionActivation):
         np.multiply(d, a, out=d)
 
 
+class SigmoidActions(ActionActivation):
+    """a = 1 / (1 + exp(-z)), each for itself, with the slope a (1 - a): for MultiBinary."""
+
+    def _activate(self, x: Array) -> None:
+        # The same as (1 + tanh(z / 2)) / 2, which cannot overflow.
+        np.multiply(x, 0.5, out=x)
+        np.tanh(x, out=x)
+        np.add(x, 1.0, out=x)
+        np.multiply(x, 0.5, out=x)
+
+    def _pull_back(self, a: Array, d: Array) -> None:
+        np.multiply(d, a, out=d)
+        np.subtract(1.0, a, out=a)
+        np.multiply(d, a, out=d)
+
+
 class SoftmaxActions(ActionActivation):
     """
     a = softmax(z) over each group of columns: for Discrete (one group) and MultiDiscrete. Backward, with d the gradient on
