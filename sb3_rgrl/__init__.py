@@ -1,12 +1,15 @@
 """Reversal Generative Reinforcement Learning (RGRL) for Stable-Baselines3."""
 
+from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import EnvironmentFault
+from sb3_rgrl.hindsight import HerSequenceReplayBuffer
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
     CnnEnsemblePolicy,
     GruEnsemblePolicy,
     LstmEnsemblePolicy,
     MlpEnsemblePolicy,
+    MultiInputEnsemblePolicy,
     RnnEnsemblePolicy,
 )
 from sb3_rgrl.rgrl import RGRL
@@ -19,8 +22,11 @@ __all__ = [
     "CnnEnsemblePolicy",
     "EnvironmentFault",
     "GruEnsemblePolicy",
+    "HerSequenceReplayBuffer",
     "LstmEnsemblePolicy",
     "MlpEnsemblePolicy",
+    "MultiInputEnsemblePolicy",
     "RnnEnsemblePolicy",
+    "SequenceReplayBuffer",
     "__version__",
 ]

@@ -4,19 +4,34 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterable
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_rgrl.observations import Observations, by_name, put, room_for, take
 from sb3_rgrl.prioritized import PrioritizedSampler
 from sb3_rgrl.targets import WindowSamples, return_to_go
 
 NO_STEP = -1
 PRIORITY_REFRESHES = ("drawn", "all")
+
+
+class StoredWindows(NamedTuple):
+    """Windows as they were observed, see :class:`~sb3_rgrl.targets.WindowSamples` for the shapes."""
+
+    indices: np.ndarray
+    observations: Observations
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: Observations
+    terminated: np.ndarray
+    returns_to_go: np.ndarray
+    return_weights: np.ndarray
 
 
 class SequenceReplayBuffer(BaseBuffer):
@@ -91,8 +106,8 @@ class SequenceReplayBuffer(BaseBuffer):
         self.rng = np.random.default_rng(seed)
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
         # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
-        self.observations = np.zeros((buffer_size, *self.obs_shape), dtype=observation_space.dtype)
-        self.next_observations = np.zeros((buffer_size, *self.obs_shape), dtype=observation_space.dtype)
+        self.observations = room_for(observation_space, buffer_size)
+        self.next_observations = room_for(observation_space, buffer_size)
         self.actions = np.zeros((buffer_size, action_dim), dtype=np.float32)
         self.rewards = np.zeros(buffer_size, dtype=np.float32)
         self.terminated = np.zeros(buffer_size, dtype=bool)
@@ -132,6 +147,13 @@ class SequenceReplayBuffer(BaseBuffer):
             # Nobody asks for them: forget those that were overwritten.
             windows[:] = [step for step in windows if self._holds(step)]
 
+    def set_env(self, env: VecEnv) -> None:
+        """
+        Get to know the training environments. This buffer has nothing to ask them; others may.
+
+        :param env: The training environments.
+        """
+
     def cut_running_episodes(self) -> None:
         """Treat the running episodes as cut off: the environments were reset, they will not go on."""
         for env in range(self.n_envs):
@@ -140,8 +162,8 @@ class SequenceReplayBuffer(BaseBuffer):
 
     def add(
         self,
-        obs: np.ndarray,
-        next_obs: np.ndarray,
+        obs: Observations,
+        next_obs: Observations,
         action: np.ndarray,
         reward: np.ndarray,
         done: np.ndarray,
@@ -150,8 +172,8 @@ class SequenceReplayBuffer(BaseBuffer):
         """
         Store one step of every environment.
 
-        :param obs: Observations s_k, shape (n_envs, ``*obs_shape``).
-        :param next_obs: Observations s_{k+1}, the terminal one where an episode ended, same shape.
+        :param obs: Observations s_k, shape (n_envs, ``*obs_shape``), or a dict of such arrays.
+        :param next_obs: Observations s_{k+1}, the terminal one where an episode ended, in the same form.
         :param action: Encoded actions, shape (n_envs, action_dim).
         :param reward: Rewards, shape (n_envs,).
         :param done: Whether the episode ended, shape (n_envs,).
@@ -159,19 +181,20 @@ class SequenceReplayBuffer(BaseBuffer):
         """
         for env in range(self.n_envs):
             truncated = bool(done[env]) and bool(infos[env].get("TimeLimit.truncated", False))
-            step = self._store(env, obs[env], next_obs[env], action[env], float(reward[env]))
+            step = self._store(env, take(obs, env), take(next_obs, env), action[env], float(reward[env]))
             self.terminated[step % self.buffer_size] = bool(done[env]) and not truncated
             self._sequentialize(env, ended=bool(done[env]), terminated=bool(done[env]) and not truncated)
         self.pos, self.full = self.n_added % self.buffer_size, self.n_added >= self.buffer_size
 
-    def _store(self, env: int, obs: np.ndarray, next_obs: np.ndarray, action: np.ndarray, reward: float) -> int:
+    def _store(self, env: int, obs: Observations, next_obs: Observations, action: np.ndarray, reward: float) -> int:
         step = self.n_added
         place = step % self.buffer_size
         if self.is_window[place]:
             self.sampler.remove(np.array([place]))
             self.is_window[place] = False
             self.n_windows -= 1
-        self.observations[place], self.next_observations[place] = obs, next_obs
+        put(self.observations, place, obs)
+        put(self.next_observations, place, next_obs)
         self.actions[place], self.rewards[place] = action, reward
         self.successors[place], self.return_weights[place] = NO_STEP, 0.0
         if self._episodes[env] and self._holds(self._episodes[env][-1]):
@@ -247,11 +270,14 @@ class SequenceReplayBuffer(BaseBuffer):
         :return: The windows, with g = m.
         :raises ValueError: If there is no window yet.
         """
+        return self.as_drawn(self._draw(batch_size), env)
+
+    def _draw(self, batch_size: int) -> np.ndarray:
         fresh = self.pop_new_windows()
         if len(fresh) > 0:
             # Nobody has told their error yet: the largest one makes sure that they are seen soon.
             self.sampler.add(fresh, np.full((self.sampler.n_members, len(fresh)), self._largest_error))
-        return self.windows(self.sampler.sample(batch_size), env)
+        return self.sampler.sample(batch_size)
 
     def update_priorities(self, indices: np.ndarray, reward_errors: th.Tensor, return_errors: th.Tensor) -> None:
         """
@@ -281,21 +307,46 @@ class SequenceReplayBuffer(BaseBuffer):
         :param aged: Whether returns lose weight with age; else they count by what was observed of them alone.
         :return: These windows.
         """
+        return self._to_samples(self._look_up(indices, aged), env)
+
+    def as_drawn(self, indices: np.ndarray, env: VecNormalize | None = None, aged: bool = True) -> WindowSamples:
+        """
+        :param indices: Where windows start, shape (g, b).
+        :param env: See :meth:`windows`.
+        :param aged: See :meth:`windows`.
+        :return: These windows as :meth:`sample` hands them out: where that is something else than what was observed, units
+            and goals must know it.
+        """
+        return self.windows(indices, env, aged)
+
+    def _look_up(self, indices: np.ndarray, aged: bool = True) -> StoredWindows:
         steps, past_end = self._follow(indices)
         actions = self.actions[steps]
         # Actions after the end change nothing; random ones keep the members from making anything of them.
         actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
         milestones = steps[..., self.milestone_every - 1 :: self.milestone_every]
         shares = self.return_weights[milestones]
-        return WindowSamples(
+        return StoredWindows(
             indices=indices,
-            observations=self._observations_to_torch(self.observations[indices], env),
-            actions=self.to_torch(actions),
-            rewards=self.to_torch(np.where(past_end, np.float32(0.0), self.rewards[steps])),
-            next_observations=self._observations_to_torch(self.next_observations[milestones], env),
-            terminated=self.to_torch(self.terminated[milestones].astype(np.float32)),
-            returns_to_go=self.to_torch(self.returns_to_go[milestones]),
-            return_weights=self.to_torch(shares * self._recency(indices)[..., None] if aged else shares),
+            observations=take(self.observations, indices),
+            actions=actions,
+            rewards=np.where(past_end, np.float32(0.0), self.rewards[steps]),
+            next_observations=take(self.next_observations, milestones),
+            terminated=self.terminated[milestones].astype(np.float32),
+            returns_to_go=self.returns_to_go[milestones],
+            return_weights=shares * self._recency(indices)[..., None] if aged else shares,
+        )
+
+    def _to_samples(self, windows: StoredWindows, env: VecNormalize | None) -> WindowSamples:
+        return WindowSamples(
+            indices=windows.indices,
+            observations=self._observations_to_torch(windows.observations, env),
+            actions=self.to_torch(windows.actions),
+            rewards=self.to_torch(windows.rewards),
+            next_observations=self._observations_to_torch(windows.next_observations, env),
+            terminated=self.to_torch(windows.terminated),
+            returns_to_go=self.to_torch(windows.returns_to_go),
+            return_weights=self.to_torch(windows.return_weights),
         )
 
     def _recency(self, places: np.ndarray) -> np.ndarray:
@@ -323,24 +374,27 @@ class SequenceReplayBuffer(BaseBuffer):
             steps[..., j] = np.where(past_end[..., j], steps[..., j - 1], following)
         return steps, past_end
 
-    def _observations_to_torch(self, observations: np.ndarray, env: VecNormalize | None) -> th.Tensor:
-        return self.to_torch(self._normalize_obs(observations, env))  # type: ignore[arg-type]
+    def _observations_to_torch(self, observations: Observations, env: VecNormalize | None) -> PyTorchObs:
+        normalized = self._normalize_obs(observations, env)
+        if isinstance(normalized, dict):
+            return {key: self.to_torch(part) for key, part in normalized.items()}
+        return self.to_torch(normalized)
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> WindowSamples:  # type: ignore[override]
         return self.windows(batch_inds, env)
 
     # On the disk
 
-    _SAVED_ARRAYS = (
-        "observations",
-        "next_observations",
-        "actions",
-        "rewards",
-        "terminated",
-        "returns_to_go",
-        "return_weights",
-        "is_window",
-    )
+    def _saved_arrays(self) -> dict[str, np.ndarray]:
+        """
+        :return: What there is to save of each step, by name, a row for each place in the ring.
+        """
+        names = ("actions", "rewards", "terminated", "returns_to_go", "return_weights", "is_window")
+        return {
+            **dict(by_name("observations", self.observations)),
+            **dict(by_name("next_observations", self.next_observations)),
+            **{name: getattr(self, name) for name in names},
+        }
 
     def save(self, file: IO[bytes] | Any) -> None:
         """
@@ -348,9 +402,12 @@ class SequenceReplayBuffer(BaseBuffer):
 
         :param file: Open binary file.
         """
+        np.savez(file, **self._to_arrays())
+
+    def _to_arrays(self) -> dict[str, Any]:
         first = self.n_added - self.size()
         order = np.arange(first, self.n_added) % self.buffer_size
-        arrays = {name: getattr(self, name)[order] for name in self._SAVED_ARRAYS}
+        arrays: dict[str, Any] = {name: array[order] for name, array in self._saved_arrays().items()}
         successors = self.successors[order]
         # A successor is the place in the ring of a later step: tell how much later it is.
         arrays["steps_to_successor"] = np.where(successors == NO_STEP, 0, (successors - order) % self.buffer_size)
@@ -361,7 +418,7 @@ class SequenceReplayBuffer(BaseBuffer):
             arrays[name] = np.array([step - first for step in note if self._holds(step)], dtype=np.int64)
         arrays["sequence_length"], arrays["size"] = np.array(self.sequence_length), np.array(self.size())
         arrays["largest_error"] = np.array(self._largest_error)
-        np.savez(file, **arrays)
+        return arrays
 
     def load(self, file: IO[bytes] | Any) -> None:
         """
@@ -370,11 +427,13 @@ class SequenceReplayBuffer(BaseBuffer):
         :param file: Open binary file.
         :raises ValueError: If it is no saved buffer, or does not fit this one; nothing is changed then.
         """
-        arrays = self._read(file)
+        self._restore(self._read(file))
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         size = int(arrays["size"])
         self.reset()
-        for name in self._SAVED_ARRAYS:
-            getattr(self, name)[:size] = arrays[name]
+        for name, here in self._saved_arrays().items():
+            here[:size] = arrays[name]
         ahead = arrays["steps_to_successor"]
         self.successors[:size] = np.where(ahead == 0, NO_STEP, np.arange(size) + ahead)
         self.n_added, self.n_windows = size, int(arrays["is_window"].sum())
@@ -397,11 +456,13 @@ class SequenceReplayBuffer(BaseBuffer):
         try:
             with np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
-            _check_consistent(arrays, self._SAVED_ARRAYS)
+            missing = self._saved_arrays().keys() - arrays.keys()
+            if missing:
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+            _check_consistent(arrays, self._saved_arrays())
         except _BROKEN_FILE as error:
             raise ValueError(f"This file is no replay buffer saved by RGRL, or it is damaged: {error}") from error
-        for name in self._SAVED_ARRAYS:
-            here = getattr(self, name)
+        for name, here in self._saved_arrays().items():
             if arrays[name].shape[1:] != here.shape[1:] or arrays[name].dtype != here.dtype:
                 raise ValueError(
                     f"The saved buffer has {name} of shape {arrays[name].shape[1:]} and type {arrays[name].dtype}, "

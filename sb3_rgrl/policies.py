@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -30,6 +30,7 @@ from sb3_rgrl.judges import (
     draw_thinnings,
 )
 from sb3_rgrl.losses import WindowErrors, window_errors
+from sb3_rgrl.observations import each, from_zero
 from sb3_rgrl.planner import Dealt, Descent, MwmSgdPlanner, pick_best
 from sb3_rgrl.searches import Evaluations, Search, check_search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
@@ -116,6 +117,7 @@ class EnsemblePolicy(BasePolicy):
     :param member_groups: Groups of members that differ, see :func:`~sb3_rgrl.ensemble.make_ensemble`; None: all alike.
     :param features_extractor_class: Features extractor that makes a state out of an observation.
     :param features_extractor_kwargs: Its keyword arguments.
+    :param share_features_extractor: Always true: members judge the same plans from the same state.
     :param normalize_images: Whether to divide images by 255.
     :param optimizer_class: Optimizer of the members' weights.
     :param optimizer_kwargs: Its keyword arguments, without the learning rate; None: those of its class, and for Adam its
@@ -166,6 +168,7 @@ class EnsemblePolicy(BasePolicy):
         member_groups: Sequence[Mapping[str, Any]] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = True,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -173,11 +176,18 @@ class EnsemblePolicy(BasePolicy):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             # One kernel for all weights: a third of the time for nets as small as these (docs/performance.md).
             optimizer_kwargs = {"fused": True}
+        if not share_features_extractor:
+            raise ValueError(
+                "share_features_extractor must be True: members judge the same plans from the same state, so they share what "
+                "makes a state out of an observation"
+            )
+        self._check_observation_space(observation_space, features_extractor_class, normalize_images)
         super().__init__(
             observation_space,
             action_space,
             features_extractor_class,
-            features_extractor_kwargs,
+            # SB3 writes into it.
+            dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
@@ -262,15 +272,44 @@ class EnsemblePolicy(BasePolicy):
         self.generator = _generator(seed)
         self.prediction_generator = np.random.Generator(np.random.PCG64(seed).jumped())
 
+    @classmethod
+    def _check_observation_space(
+        cls, space: spaces.Space[Any], features_extractor_class: type[BaseFeaturesExtractor], normalize_images: bool
+    ) -> None:
+        """
+        :raises ValueError: If the features extractor cannot make a state out of such observations.
+        """
+        # Others may well do so.
+        if isinstance(space, spaces.Dict) and features_extractor_class in (FlattenExtractor, NatureCNN):
+            raise ValueError(
+                "You must use `MultiInputEnsemblePolicy` when working with dict observation space, "
+                f"not {cls.__name__}, or give it a features extractor for dicts, such as "
+                "policy_kwargs=dict(features_extractor_class=CombinedExtractor)"
+            )
+
     # Learning
 
-    def states_of(self, observations: th.Tensor) -> th.Tensor:
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
         """
-        :param observations: Shape (..., ``*obs_shape``), two dimensions in front.
+        :param obs: Observations, shape (n, ``*obs_shape``), or a dict of such tensors.
+        :param features_extractor: What makes states out of them.
+        :return: States in raw units, shape (n, d).
+        """
+        return super().extract_features(from_zero(obs, self.observation_space), features_extractor)
+
+    def states_of(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: Shape (..., ``*obs_shape``), two dimensions in front, or a dict of such tensors.
         :return: States in raw units, same dimensions in front and then d.
         """
-        flat = observations.reshape(-1, *observations.shape[2:])
-        return self.extract_features(flat, self.features_extractor).reshape(*observations.shape[:2], -1)
+        some = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        flat = each(lambda part: part.flatten(end_dim=1), observations)
+        return self.extract_features(flat, self.features_extractor).reshape(*some.shape[:2], -1)
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether the features extractor learns, so that the state of an observation is not what it was."""
+        return any(parameter.requires_grad for parameter in self.features_extractor.parameters())
 
     def next_states_of(self, windows: WindowSamples) -> th.Tensor:
         """
@@ -280,7 +319,7 @@ class EnsemblePolicy(BasePolicy):
         """
         with th.no_grad():
             n_groups, batch, n_milestones = windows.terminated.shape
-            flat = windows.next_observations.flatten(start_dim=1, end_dim=2)
+            flat = each(lambda part: part.flatten(start_dim=1, end_dim=2), windows.next_observations)
             return self.states_of(flat).reshape(n_groups, batch, n_milestones, -1)
 
     def window_errors(self, windows: WindowSamples, thin: bool = True) -> WindowErrors:
@@ -662,6 +701,7 @@ class EnsemblePolicy(BasePolicy):
             member_groups=self.member_groups,
             features_extractor_class=self.features_extractor_class,
             features_extractor_kwargs=self.features_extractor_kwargs,
+            share_features_extractor=True,
             optimizer_class=self.optimizer_class,
             optimizer_kwargs=self.optimizer_kwargs,
         )
@@ -727,13 +767,53 @@ class CnnEnsemblePolicy(MlpEnsemblePolicy):
         features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
         **kwargs: Any,
     ) -> None:
-        if features_extractor_class is NatureCNN and not is_image_space(
-            observation_space, check_channels=False, normalized_image=not kwargs.get("normalize_images", True)
-        ):
-            raise ValueError(
-                f"CnnEnsemblePolicy needs images (Box of uint8, 0 to 255, at least 36 x 36), but observations are "
-                f"{observation_space}. Use MlpEnsemblePolicy for vectors, or policy_kwargs=dict(normalize_images=False) for "
-                "images that are scaled to 0 .. 1 already."
-            )
         kwargs["features_extractor_class"] = features_extractor_class
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    @classmethod
+    def _check_observation_space(
+        cls, space: spaces.Space[Any], features_extractor_class: type[BaseFeaturesExtractor], normalize_images: bool
+    ) -> None:
+        super()._check_observation_space(space, features_extractor_class, normalize_images)
+        if features_extractor_class is NatureCNN and not is_image_space(space, normalized_image=not normalize_images):
+            raise ValueError(
+                f"CnnEnsemblePolicy needs images (Box of uint8, 0 to 255, at least 36 x 36), but observations are "
+                f"{space}. Use MlpEnsemblePolicy for vectors, or policy_kwargs=dict(normalize_images=False) for "
+                "images that are scaled to 0 .. 1 already."
+            )
+
+
+class MultiInputEnsemblePolicy(MlpEnsemblePolicy):
+    """
+    The same for Dict observations: SB3's :class:`CombinedExtractor` makes features of the images among them, and a state is
+    those features and all other parts side by side.
+
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param lr_schedule: Learning rate of the members' weights and of the features extractor.
+    :param features_extractor_class: Features extractor that makes a state out of a dict.
+    :param kwargs: See :class:`EnsemblePolicy`.
+    :raises ValueError: If observations are no dicts.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        kwargs["features_extractor_class"] = features_extractor_class
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    @classmethod
+    def _check_observation_space(
+        cls, space: spaces.Space[Any], features_extractor_class: type[BaseFeaturesExtractor], normalize_images: bool
+    ) -> None:
+        super()._check_observation_space(space, features_extractor_class, normalize_images)
+        if features_extractor_class is CombinedExtractor and not isinstance(space, spaces.Dict):
+            raise ValueError(
+                f"MultiInputEnsemblePolicy needs Dict observations, but observations are {space}. Use MlpEnsemblePolicy for "
+                "vectors, CnnEnsemblePolicy for images."
+            )

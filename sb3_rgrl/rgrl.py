@@ -9,7 +9,6 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
@@ -23,10 +22,13 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import safe_mean, should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from sb3_rgrl.actions import SUPPORTED_SPACES
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import check_finite, check_observation, check_reward, name_faults
 from sb3_rgrl.ewc import ElasticWeightConsolidation
+from sb3_rgrl.observations import Observations, put
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
     CnnEnsemblePolicy,
@@ -34,11 +36,12 @@ from sb3_rgrl.policies import (
     GruEnsemblePolicy,
     LstmEnsemblePolicy,
     MlpEnsemblePolicy,
+    MultiInputEnsemblePolicy,
     Plan,
     RnnEnsemblePolicy,
 )
 from sb3_rgrl.saving import SavedAlgorithm
-from sb3_rgrl.targets import alive_before
+from sb3_rgrl.targets import WindowSamples, alive_before
 
 SelfRGRL = TypeVar("SelfRGRL", bound="RGRL")
 
@@ -56,7 +59,7 @@ class RGRL(SavedAlgorithm):
 
     :param policy: The policy model to use (``"MlpEnsemblePolicy"``; members that go step by step:
         ``"GruEnsemblePolicy"``, ``"LstmEnsemblePolicy"``, ``"RnnEnsemblePolicy"``, ``"AttentionEnsemblePolicy"``; for
-        images: ``"CnnEnsemblePolicy"``).
+        images: ``"CnnEnsemblePolicy"``; for Dict observations: ``"MultiInputEnsemblePolicy"``).
     :param env: The environment to learn from (if registered in Gymnasium, can be str. Can be None for loading).
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
@@ -90,7 +93,8 @@ class RGRL(SavedAlgorithm):
         (the paper), or ``"window"``, the mean squared gradient of each window's loss, on up to 512 windows drawn from
         there, which costs more and still protects when learning has converged.
     :param dropout: Share of hidden units that a member misses in each iteration of planning and learning.
-    :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`.
+    :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`. For goal
+        environments: :class:`~sb3_rgrl.hindsight.HerSequenceReplayBuffer`.
     :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_recency``,
         ``return_in_priority`` and ``priority_refresh``.
     :param stats_window_size: Window size for the rollout logging, in episodes.
@@ -111,9 +115,11 @@ class RGRL(SavedAlgorithm):
         "RnnEnsemblePolicy": RnnEnsemblePolicy,
         "AttentionEnsemblePolicy": AttentionEnsemblePolicy,
         "CnnEnsemblePolicy": CnnEnsemblePolicy,
+        "MultiInputEnsemblePolicy": MultiInputEnsemblePolicy,
         # The names that every algorithm of SB3 knows
         "MlpPolicy": MlpEnsemblePolicy,
         "CnnPolicy": CnnEnsemblePolicy,
+        "MultiInputPolicy": MultiInputEnsemblePolicy,
     }
     # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
     # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
@@ -121,6 +127,8 @@ class RGRL(SavedAlgorithm):
     # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``.
     FIRST_EPISODES: ClassVar[int] = 2
     PATIENCE: ClassVar[int] = 10
+    # Of how many windows the units of states are measured anew before each learning phase, where features are learned.
+    UNIT_WINDOWS: ClassVar[int] = 256
     # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
     # with a rare reward stay below.
     OUTLIER: ClassVar[float] = 1e4
@@ -175,7 +183,7 @@ class RGRL(SavedAlgorithm):
             device=device,
             support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Box, spaces.Discrete),
+            supported_action_spaces=SUPPORTED_SPACES,
         )
         self.buffer_size = buffer_size
         self.learning_starts = learning_starts
@@ -261,7 +269,13 @@ class RGRL(SavedAlgorithm):
 
     def _make_replay_buffer(self) -> SequenceReplayBuffer:
         buffer_class = self.replay_buffer_class or SequenceReplayBuffer
-        return buffer_class(
+        if not issubclass(buffer_class, SequenceReplayBuffer):
+            instead = "HerSequenceReplayBuffer" if issubclass(buffer_class, HerReplayBuffer) else "SequenceReplayBuffer"
+            raise ValueError(
+                f"RGRL learns from windows, not from single transitions, so it cannot use {buffer_class.__name__}: "
+                f"use replay_buffer_class={instead} (from sb3_rgrl import {instead}) or a subclass"
+            )
+        buffer = buffer_class(
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -277,6 +291,9 @@ class RGRL(SavedAlgorithm):
             seed=self.seed,
             **self.replay_buffer_kwargs,
         )
+        if self.env is not None:
+            buffer.set_env(self.env)
+        return buffer
 
     def _check_hyperparameters(self) -> None:
         """
@@ -313,8 +330,6 @@ class RGRL(SavedAlgorithm):
             raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {self.gradient_steps}")
         if not 0 < self.gamma <= 1:
             raise ValueError(f"gamma must be more than 0 and at most 1, got {self.gamma}")
-        if isinstance(self.observation_space, spaces.Dict):
-            raise ValueError("RGRL has no policy for Dict observations yet; flatten them with FlattenObservation.")
 
     # Algorithm 1
 
@@ -466,7 +481,7 @@ class RGRL(SavedAlgorithm):
     def _store_transition(
         self,
         actions: np.ndarray,
-        new_obs: np.ndarray,
+        new_obs: Observations,
         rewards: np.ndarray,
         dones: np.ndarray,
         infos: list[dict[str, Any]],
@@ -486,14 +501,14 @@ class RGRL(SavedAlgorithm):
         if normalizer is None:
             self._last_original_obs = self._last_obs
         else:
-            raw_new_obs, raw_rewards = normalizer.get_original_obs(), normalizer.get_original_reward()  # type: ignore[assignment]
+            raw_new_obs, raw_rewards = normalizer.get_original_obs(), normalizer.get_original_reward()
         next_obs = deepcopy(raw_new_obs)
         for env in np.flatnonzero(dones):
             terminal = infos[env].get("terminal_observation")
             if terminal is not None:
-                next_obs[env] = terminal if normalizer is None else normalizer.unnormalize_obs(terminal)
+                put(next_obs, env, terminal if normalizer is None else normalizer.unnormalize_obs(terminal))
         encoded, last_obs = self.policy.codec.encode(actions), self._last_original_obs
-        assert isinstance(last_obs, np.ndarray)
+        assert last_obs is not None
         self.replay_buffer.add(last_obs, next_obs, encoded, raw_rewards, dones, infos)
         self._last_obs, self._last_episode_starts = new_obs, dones
         if normalizer is not None:
@@ -553,29 +568,56 @@ class RGRL(SavedAlgorithm):
         new, finished = buffer.pop_new_windows(), buffer.pop_finished_windows()
         scales = self.policy.scales
         with th.no_grad():
-            if len(new) > 0:
-                windows = buffer.windows(new[None], env=self._vec_normalize_env)
-                states = self.policy.states_of(windows.observations)[0]
-                # The first window of a sample stands for all: the others begin where other samples do.
-                n_milestones, length = self.policy.ensemble.n_milestones, self.sequence_length
-                changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
-                alive = alive_before(windows.terminated[0, :, :n_milestones])
+            for chunk in _chunks(new, self._windows_at_once):
+                windows = buffer.as_drawn(chunk[None], env=self._vec_normalize_env)
+                states, changes, alive = self._changes_of_state(windows)
                 self._warn_of_outliers(windows.rewards)
-                scales.learn_windows(states, changes, windows.rewards[0, :, :length], alive)
-            if len(finished) > 0:
-                # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
-                # the start of a long episode would be no record, and that is where the largest returns are.
-                windows = buffer.windows(finished[None], env=self._vec_normalize_env, aged=False)
-                returns, weights = windows.returns_to_go[0], windows.return_weights[0]
-                scales.learn_returns(returns, weights * alive_before(windows.terminated[0]))
-                length = windows.rewards.shape[-1]
-                discounts = self.gamma ** th.arange(length, dtype=th.float32, device=returns.device)
-                of_window = (windows.rewards[0] * discounts).sum(dim=-1)
-                scales.learn_best_return(of_window + self.gamma**length * returns[:, -1], weights[:, -1])
+                scales.learn_windows(states, changes, windows.rewards[0, :, : self.sequence_length], alive)
+            if self.policy.learns_features and buffer.n_windows > 0:
+                every = buffer.all_windows()
+                some = every[buffer.rng.integers(len(every), size=self.UNIT_WINDOWS)]
+                scales.renew_states(*self._changes_of_state(buffer.as_drawn(some[None], env=self._vec_normalize_env)))
+            # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
+            # the start of a long episode would be no record, and that is where the largest returns are.
+            told = [
+                self._returns_of(buffer.as_drawn(chunk[None], env=self._vec_normalize_env, aged=False))
+                for chunk in _chunks(finished, self._windows_at_once)
+            ]
+            if told:
+                returns, weights, alive, from_start = map(th.cat, zip(*told, strict=True))
+                scales.learn_returns(returns, weights * alive)
+                scales.learn_best_return(from_start, weights[:, -1])
         self._renew_priorities(buffer, np.union1d(new, finished))
 
+    @property
+    def _windows_at_once(self) -> int:
+        # Of images no more than in an update, which fits into memory.
+        return self.batch_size if any(True for _ in self.policy.features_extractor.parameters()) else 4096
+
+    def _changes_of_state(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Of n windows the states at their start, shape (n, d), their changes to each of the K milestones of the first
+            window of a sample, which stands for all (the others begin where other samples do), shape (n, K, d), and which
+            of them count, shape (n, K).
+        """
+        n_milestones = self.policy.ensemble.n_milestones
+        states = self.policy.states_of(windows.observations)[0]
+        changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
+        return states, changes, alive_before(windows.terminated[0, :, :n_milestones])
+
+    def _returns_of(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Of n windows the returns-to-go at their N milestones, how much of each was observed, and which of them count,
+            each of shape (n, N); and the discounted return from their start on, shape (n,).
+        """
+        rewards, returns = windows.rewards[0], windows.returns_to_go[0]
+        length = rewards.shape[-1]
+        discounts = self.gamma ** th.arange(length, dtype=th.float32, device=returns.device)
+        from_start = (rewards * discounts).sum(dim=-1) + self.gamma**length * returns[:, -1]
+        return returns, windows.return_weights[0], alive_before(windows.terminated[0]), from_start
+
     def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray) -> None:
-        for chunk in _chunks(windows):
+        for chunk in _chunks(windows, self._windows_at_once):
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
             with th.no_grad():
                 errors = self.policy.window_errors(buffer.windows(indices, env=self._vec_normalize_env), thin=False)
@@ -588,14 +630,14 @@ class RGRL(SavedAlgorithm):
         windows = buffer.all_windows()
         if self.ewc_fisher == "window" and len(windows) > self.FISHER_WINDOWS:
             windows = buffer.rng.choice(windows, self.FISHER_WINDOWS, replace=False)
-        for chunk in _chunks(windows, self.ewc.chunk_size):
+        for chunk in _chunks(windows, min(self.ewc.chunk_size, self._windows_at_once)):
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
-            samples = buffer.windows(indices, env=self._vec_normalize_env)
+            samples = buffer.as_drawn(indices, env=self._vec_normalize_env)
             yield self.policy.window_errors(samples, thin=False).losses
 
     # Nothing bad gets in
 
-    def _check_step(self, new_obs: np.ndarray, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _check_step(self, new_obs: Observations, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
         # SB3's vectorized environments have looked already, before their wrappers changed anything: this is for wrappers
         # that bring in what is bad, and for vectorized environments of other kinds.
         space, normalizer = self.observation_space, self._vec_normalize_env
@@ -701,6 +743,9 @@ class RGRL(SavedAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        assert self.replay_buffer is not None
+        if self.env is not None:
+            self.replay_buffer.set_env(self.env)
         environment_resets = reset_num_timesteps or self._last_obs is None
         if environment_resets:
             # If the reset fails, the next attempt resets again.
@@ -710,7 +755,6 @@ class RGRL(SavedAlgorithm):
         )
         if environment_resets:
             # What ran before will never go on.
-            assert self.replay_buffer is not None
             self.replay_buffer.cut_running_episodes()
             self._last_plans, self._last_random_actions = None, None
             self._last_obs = deepcopy(self._last_obs)
@@ -750,6 +794,6 @@ def _reward_range_of(env: VecEnv | None) -> tuple[float, float] | None:
     return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
-def _chunks(windows: np.ndarray, size: int = 4096) -> Iterator[np.ndarray]:
+def _chunks(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(windows), size):
         yield windows[start : start + size]

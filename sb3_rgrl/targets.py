@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 
@@ -15,14 +16,15 @@ class WindowSamples(NamedTuple):
 
     indices: np.ndarray
     """Where the windows start, shape (g, b)."""
-    observations: th.Tensor
-    """s_k, shape (g, b, ``*obs_shape``)."""
+    observations: PyTorchObs
+    """s_k, shape (g, b, ``*obs_shape``), or a dict of such tensors."""
     actions: th.Tensor
     """Encoded a_k .. a_{k+L-1}, random after the end of an episode, shape (g, b, L, action_dim)."""
     rewards: th.Tensor
     """r_k .. r_{k+L-1}, 0 after the end of an episode, shape (g, b, L)."""
-    next_observations: th.Tensor
-    """The state at each milestone, the terminal one after the end of an episode, shape (g, b, N, ``*obs_shape``)."""
+    next_observations: PyTorchObs
+    """The state at each milestone, the terminal one after the end of an episode, shape (g, b, N, ``*obs_shape``), or a dict
+    of such tensors."""
     terminated: th.Tensor
     """1 where that state is terminal, shape (g, b, N)."""
     returns_to_go: th.Tensor
@@ -129,6 +131,11 @@ class Standardizer(nn.Module):
         constant = th.where((size > 0) & self.relative, size, th.as_tensor(unit, dtype=size.dtype, device=size.device))
         self.std.copy_(th.where(self.varies, (self.squares / self.count).sqrt(), constant))
 
+    def forget(self) -> None:
+        """Let the next data count as if it were the first."""
+        for total in (self.count, self.exact_mean, self.squares):
+            total.zero_()
+
     def forward(self, raw: th.Tensor) -> th.Tensor:
         """
         :param raw: Shape (..., dim).
@@ -193,6 +200,19 @@ class Scales(nn.Module):
         steps_alive = alive.repeat_interleave(rewards.shape[-1] // alive.shape[-1], dim=-1)
         self.reward.update(rewards.reshape(-1, 1), steps_alive.flatten())
         self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].max()))
+
+    def renew_states(self, states: th.Tensor, changes: th.Tensor, alive: th.Tensor) -> None:
+        """
+        Forget what states were like.
+
+        :param states: States as they are now, shape (n, d).
+        :param changes: See :meth:`learn_windows`.
+        :param alive: See :meth:`learn_windows`.
+        """
+        self.state.forget()
+        self.state_change.forget()
+        self.state.update(states)
+        self.state_change.update(changes.flatten(end_dim=1), alive.flatten())
 
     def learn_returns(self, returns_to_go: th.Tensor, weights: th.Tensor) -> None:
         """

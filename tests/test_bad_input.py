@@ -91,11 +91,13 @@ def test_unknown_policy():
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)], ids=lambda space: type(space).__name__
+    "space",
+    [spaces.Tuple([spaces.Discrete(2)]), spaces.Dict({"a": spaces.Discrete(2)})],
+    ids=lambda space: type(space).__name__,
 )
 def test_unsupported_action_space(space):
     # The kind of error and its words are SB3's.
-    with pytest.raises(AssertionError, match=rf"only supports .*Box.*Discrete.* as action spaces but {type(space).__name__}"):
+    with pytest.raises(AssertionError, match=rf"only supports .*Box.*Binary.* as action spaces but {type(space).__name__}"):
         make_model(WalkEnv(action_space=space))
 
 
@@ -106,7 +108,9 @@ def test_unbounded_box():
 
 def test_dict_observations():
     space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
-    with pytest.raises(ValueError, match="Dict observations"):
+    with pytest.raises(
+        ValueError, match="must use `MultiInputEnsemblePolicy` when working with dict observation space, not MlpEnsemblePolicy"
+    ):
         make_model(WalkEnv(observation_space=space))
 
 

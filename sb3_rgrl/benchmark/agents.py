@@ -66,7 +66,9 @@ def seen_by(model: RGRL, n_states: int) -> Iterator[np.ndarray]:
     :return: Batches of what it saw, shape (n, ``*obs_shape``), in a row, without end.
     """
     assert model.replay_buffer is not None
-    seen = model.replay_buffer.observations[: model.replay_buffer.size()]
+    observations = model.replay_buffer.observations
+    assert isinstance(observations, np.ndarray)
+    seen = observations[: model.replay_buffer.size()]
     batches = [seen[(k * n_states + np.arange(n_states)) % len(seen)] for k in range(len(seen))]
     while True:
         yield from batches
