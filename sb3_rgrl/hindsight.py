@@ -371,7 +371,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
         return arrays
 
 
-def _as_strategy(strategy: GoalSelectionStrategy | str) -> GoalSelectionStrategy:
+def _as_strategy(strategy: Any) -> GoalSelectionStrategy:
     if isinstance(strategy, GoalSelectionStrategy):
         return strategy
     if not isinstance(strategy, str) or strategy.lower() not in KEY_TO_GOAL_STRATEGY:

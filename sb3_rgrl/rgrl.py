@@ -268,14 +268,14 @@ class RGRL(SavedAlgorithm):
                 self.replay_buffer.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
     def _make_replay_buffer(self) -> SequenceReplayBuffer:
-        buffer_class = self.replay_buffer_class or SequenceReplayBuffer
+        buffer_class: type[Any] = self.replay_buffer_class or SequenceReplayBuffer
         if not issubclass(buffer_class, SequenceReplayBuffer):
             instead = "HerSequenceReplayBuffer" if issubclass(buffer_class, HerReplayBuffer) else "SequenceReplayBuffer"
             raise ValueError(
                 f"RGRL learns from windows, not from single transitions, so it cannot use {buffer_class.__name__}: "
                 f"use replay_buffer_class={instead} (from sb3_rgrl import {instead}) or a subclass"
             )
-        buffer = buffer_class(
+        buffer: SequenceReplayBuffer = buffer_class(
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -637,13 +637,13 @@ class RGRL(SavedAlgorithm):
 
     # Nothing bad gets in
 
-    def _check_step(self, new_obs: Observations, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _check_step(self, new_obs: VecEnvObs, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
         # SB3's vectorized environments have looked already, before their wrappers changed anything: this is for wrappers
         # that bring in what is bad, and for vectorized environments of other kinds.
         space, normalizer = self.observation_space, self._vec_normalize_env
         if normalizer is not None:
             # It clips what is infinite, and returns floating point numbers whatever the space says.
-            new_obs, rewards = normalizer.get_original_obs(), normalizer.get_original_reward()  # type: ignore[assignment]
+            new_obs, rewards = normalizer.get_original_obs(), normalizer.get_original_reward()
         self._check_observations(new_obs)
         for env in range(self.n_envs):
             check_reward(env, rewards[env])
