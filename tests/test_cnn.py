@@ -9,7 +9,6 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage, is_vecenv_wrapped
 from torch import nn, optim
@@ -202,9 +201,8 @@ def test_renewed_states_are_all_that_counts():
 @pytest.mark.slow
 def test_learns_from_pixels_alone():
     model = pixels.make_model("random", seed=0).learn(2_000)
-    returns, _ = evaluate_policy(model, pixels.make_env(10, 100), n_eval_episodes=10)
-    # Random actions get 22.
-    assert returns > 33.0
+    # Random actions get 22, with a standard error of 4 for ten episodes.
+    assert np.mean([info["r"] for info in list(model.ep_info_buffer)[-10:]]) > 33.0
 
 
 def test_pixels_tell_where_things_are():
