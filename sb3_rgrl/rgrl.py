@@ -404,7 +404,7 @@ class RGRL(SavedAlgorithm):
                 # Copies: environments may write into the actions that they get, and use their arrays again.
                 new_obs, rewards, dones, infos = env.step(actions.copy())
                 new_obs, rewards, dones = deepcopy(new_obs), np.array(rewards), np.array(dones)
-                self._check_step(new_obs, rewards, infos)  # type: ignore[arg-type]
+                self._check_step(new_obs, rewards, infos)
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
                 raise
