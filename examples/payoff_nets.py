@@ -6,8 +6,8 @@ sequence of n actions with n numbers each, a one-hot digit; the rewards of a per
 1, 0, .. 0. Members tell the log-odds of each reward.
 
 Descent begins at blank cells and goes through half-made ones. There, nets that know only whole digits say anything. So
-training shows units through a mist: cells may be faded or blank, and noise is added; the reward is that of the digits behind
-it. The best that a net can do is to tell how likely they are a permutation, and that has a slope everywhere.
+training shows units through a mist: in half of them some cells are blank, and noise is added to all numbers; the reward is
+that of the digits behind. The best that a net can do is to tell how likely they are a permutation, given what is seen of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 NET_ARCH = (100, 100, 100)
 NOISE = 0.3
 """Standard deviation of the noise on each number of a unit; a digit is 1, the others 0."""
-BATCH_SIZE = 128
+BATCH_SIZE = 256
 LEARNING_RATE = 2e-3
 
 
@@ -59,7 +59,7 @@ def are_permutations(digits: Array) -> Array:
 
 def seen_through_mist(digits: Array, noise: float, generator: np.random.Generator) -> Array:
     """
-    A quarter of the units each: as they are; all cells faded alike; each cell faded by itself; some cells blank.
+    Half of the units have no blank cells. In the others a share of the cells is blank, any share being as likely.
 
     :param digits: Digits from 0, shape (..., n).
     :param noise: Standard deviation of the noise.
@@ -67,11 +67,11 @@ def seen_through_mist(digits: Array, noise: float, generator: np.random.Generato
     :return: What the nets see, float32, shape (..., n, n), a row for each cell.
     """
     n, shape = digits.shape[-1], digits.shape[:-1]
-    of_unit, of_cell = generator.random((*shape, 1)), generator.random((2, *shape, n))
-    left = [np.ones_like(of_cell[0]), np.broadcast_to(of_unit, (*shape, n)), of_cell[0], of_cell[1] >= of_unit]
-    kind = generator.integers(4, size=(*shape, 1))
-    one_hot = np.eye(n, dtype=np.float32)[digits] * np.choose(kind, left)[..., None].astype(np.float32)
-    return np.asarray(one_hot + noise * generator.standard_normal(one_hot.shape, dtype=np.float32), np.float32)
+    share = np.maximum(generator.uniform(-1.0, 1.0, size=(*shape, 1)), 0.0)
+    there = generator.random((*shape, n)) >= share
+    seen = np.eye(n, dtype=np.float32)[digits] * there[..., None].astype(np.float32)
+    seen += noise * generator.standard_normal(seen.shape, dtype=np.float32)
+    return seen
 
 
 def rewards_of(digits: Array) -> Array:

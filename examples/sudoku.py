@@ -5,8 +5,9 @@ Sudoku from nothing but payoff nets.
 
 trains nets that tell whether one row, column or box is a permutation, and fills blank tables by gradient descent on the cells
 of each table (Eq. 1 of the paper), over all of its rows, columns and boxes, with a random net at each iteration. After a block
-of iterations the largest cell is fixed, and the rest starts anew. No rule of Sudoku is used but through the nets; a plain
-checker judges the tables at the end. docs/sudoku.md tells how well that works.
+of iterations the largest cell is fixed, and the rest starts anew. Tables that the nets themselves refuse when they are full
+begin again. No rule of Sudoku is used but through the nets; a plain checker judges the tables at the end. docs/sudoku.md tells
+how well that works.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ class Effort:
     :param learning_rate: Step size beta on the pre-activated cells.
     :param start_std: Standard deviation of the noise that cells begin with.
     :param sure: Free cells larger than this are fixed together with the largest one; 1: none is.
+    :param n_attempts: How often a table is begun at most.
     """
 
     n_iterations: int
     learning_rate: float = 1.0
     start_std: float = 0.1
     sure: float = 1.0
+    n_attempts: int = 1
 
 
 def units_of(size: int) -> Array:
@@ -151,6 +154,49 @@ def fix_largest(fixed: Array, cells: Array, sure: float) -> Array:
     return np.where((largest | (size_of_best > sure)) & (fixed < 0), cells.argmax(axis=-1), fixed)
 
 
+def accepted(ensemble: MlpEnsemble, tables: Array) -> Array:
+    """
+    What the nets think of full tables, all of them and none thinned.
+
+    :param ensemble: The payoff nets.
+    :param tables: Digits from 1, shape (P, n, n).
+    :return: Whether the members' mean log-odds are for a permutation in every row, column and box, shape (P,).
+    """
+    size = ensemble.action_dim
+    whole = th.from_numpy(np.eye(size, dtype=np.float32)[tables.reshape(-1, size * size)[:, units_of(size)] - 1])
+    with th.no_grad():
+        told = log_odds(ensemble, whole.reshape(1, -1, size, size).expand(ensemble.n_members, -1, -1, -1), ensemble.members())
+    return np.asarray((told.mean(dim=0).reshape(len(tables), -1) > 0).all(dim=-1).numpy())
+
+
+def solve(
+    ensemble: MlpEnsemble,
+    n_tables: int,
+    effort: Effort,
+    generator: np.random.Generator,
+    watch: Callable[[Array, Array, Array], None] | None = None,
+) -> list[Array]:
+    """
+    Fill blank tables in, and again those that the nets refuse.
+
+    :param ensemble: The payoff nets.
+    :param n_tables: Number of tables.
+    :param effort: How, and how often at most.
+    :param generator: Source of all draws.
+    :param watch: See :func:`fill_in`; it sees the first attempt alone.
+    :return: The tables after each attempt, each of shape (n_tables, n, n).
+    """
+    attempts = [fill_in(ensemble, n_tables, effort, generator, watch)]
+    while len(attempts) < effort.n_attempts:
+        refused = ~accepted(ensemble, attempts[-1])
+        if not refused.any():
+            break
+        tables = attempts[-1].copy()
+        tables[refused] = fill_in(ensemble, int(refused.sum()), effort, generator)
+        attempts.append(tables)
+    return attempts
+
+
 def fill_in(
     ensemble: MlpEnsemble,
     n_tables: int,
@@ -203,7 +249,7 @@ class Settings:
     dropout: float
 
 
-SETTINGS = {4: Settings(5, 1_000, 50, 0.0), 6: Settings(5, 8_000, 100, 0.0), 9: Settings(20, 20_000, 100, 0.0)}
+SETTINGS = {4: Settings(5, 800, 50, 0.0), 6: Settings(5, 2_000, 50, 0.0), 9: Settings(5, 4_000, 50, 0.0)}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -221,6 +267,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=_positive, help="iterations of a block, after which a cell is fixed")
     parser.add_argument("--learning-rate", type=float, default=Effort.learning_rate, help="step size on the cells")
     parser.add_argument("--sure", type=float, default=Effort.sure, help="cells larger than this are fixed as well; 1: none is")
+    parser.add_argument(
+        "--attempts", type=_positive, default=3, help="how often a table that the nets refuse is begun at most"
+    )
     parser.add_argument("--noise", type=float, default=NOISE, help="noise on what the nets see while they learn")
     parser.add_argument("--dropout", type=float, help="probability that a hidden unit is missing")
     parser.add_argument("--nets", type=Path, help="file of trained nets: read if it is there, else written")
@@ -368,15 +417,17 @@ def main(words: list[str] | None = None) -> None:
     everything = Clock()
     ensemble = trained_nets(arguments)
     clock, story = Clock(), Story(arguments.size)
-    effort = Effort(arguments.iterations, arguments.learning_rate, sure=arguments.sure)
-    tables = fill_in(ensemble, arguments.tables, effort, np.random.default_rng([arguments.seed, 1]), story)
+    effort = Effort(arguments.iterations, arguments.learning_rate, sure=arguments.sure, n_attempts=arguments.attempts)
+    attempts = solve(ensemble, arguments.tables, effort, np.random.default_rng([arguments.seed, 1]), story)
+    tables = attempts[-1]
     if arguments.output is not None:
         with atomic_write(arguments.output) as file:
             np.save(file, tables)
     print(f"Filled in {len(tables)} tables in {clock}; all in all {everything}")
-    print(describe(sum(is_sudoku(table) for table in tables), len(tables)))
+    for k, tables in enumerate(attempts, start=1):
+        print(f"Attempt {k}: {describe(sum(map(is_sudoku, tables)), len(tables))}")
     if arguments.picture is not None:
-        story.draw(tables[0], arguments.picture)
+        story.draw(attempts[0][0], arguments.picture)
 
 
 if __name__ == "__main__":
