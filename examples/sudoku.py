@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from payoff_nets import NOISE, log_odds, make_nets, train
+from payoff_nets import NOISE, are_permutations, draw_digits, log_odds, make_nets, train
 from scipy import stats  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
@@ -154,26 +154,49 @@ def fix_largest(fixed: Array, cells: Array, sure: float) -> Array:
     return np.where((largest | (size_of_best > sure)) & (fixed < 0), cells.argmax(axis=-1), fixed)
 
 
-def accepted(ensemble: MlpEnsemble, tables: Array) -> Array:
+def told_of_whole(ensemble: MlpEnsemble, digits: Array) -> Array:
     """
-    What the nets think of full tables, all of them and none thinned.
-
     :param ensemble: The payoff nets.
-    :param tables: Digits from 1, shape (P, n, n).
-    :return: Whether the members' mean log-odds are for a permutation in every row, column and box, shape (P,).
+    :param digits: Whole units, digits from 0, shape (..., n).
+    :return: Log-odds that each is a permutation: the mean over all members, none thinned, and all rewards but the first, which
+        is 1 for every unit; shape (...).
     """
     size = ensemble.action_dim
-    whole = th.from_numpy(np.eye(size, dtype=np.float32)[tables.reshape(-1, size * size)[:, units_of(size)] - 1])
+    one_hot = th.from_numpy(np.eye(size, dtype=np.float32)[digits.reshape(1, -1, size)])
     with th.no_grad():
-        told = log_odds(ensemble, whole.reshape(1, -1, size, size).expand(ensemble.n_members, -1, -1, -1), ensemble.members())
-    return np.asarray((told.mean(dim=0).reshape(len(tables), -1) > 0).all(dim=-1).numpy())
+        told = log_odds(ensemble, one_hot.expand(ensemble.n_members, -1, -1, -1), ensemble.members())
+    return np.asarray(told[..., 1:].mean(dim=(0, 2)).reshape(digits.shape[:-1]).numpy())
+
+
+def bar_of(ensemble: MlpEnsemble, generator: np.random.Generator) -> float:
+    """
+    Nets that learned in the mist are careful: their log-odds of whole units are apart, but not on either side of 0.
+
+    :param ensemble: The payoff nets.
+    :param generator: Source of units to ask them about.
+    :return: Halfway between the least that they say of permutations and the most that they say of anything else.
+    """
+    digits = draw_digits(ensemble.action_dim, (4_000,), generator)
+    told, right = told_of_whole(ensemble, digits), are_permutations(digits)
+    return float(told[right].min() + told[~right].max()) / 2.0
+
+
+def accepted(ensemble: MlpEnsemble, tables: Array, bar: float) -> Array:
+    """
+    :param ensemble: The payoff nets.
+    :param tables: Digits from 1, shape (P, n, n).
+    :param bar: What has to be said of a permutation, from :func:`bar_of`.
+    :return: Whether the nets take every row, column and box for a permutation, shape (P,).
+    """
+    digits = tables.reshape(len(tables), -1)[:, units_of(ensemble.action_dim)] - 1
+    return np.asarray((told_of_whole(ensemble, digits) > bar).all(axis=-1))
 
 
 def solve(
     ensemble: MlpEnsemble,
     n_tables: int,
     effort: Effort,
-    generator: np.random.Generator,
+    seed: int,
     watch: Callable[[Array, Array, Array], None] | None = None,
 ) -> list[Array]:
     """
@@ -182,17 +205,18 @@ def solve(
     :param ensemble: The payoff nets.
     :param n_tables: Number of tables.
     :param effort: How, and how often at most.
-    :param generator: Source of all draws.
+    :param seed: Seed of all draws; each attempt has a generator of its own.
     :param watch: See :func:`fill_in`; it sees the first attempt alone.
     :return: The tables after each attempt, each of shape (n_tables, n, n).
     """
-    attempts = [fill_in(ensemble, n_tables, effort, generator, watch)]
-    while len(attempts) < effort.n_attempts:
-        refused = ~accepted(ensemble, attempts[-1])
+    attempts = [fill_in(ensemble, n_tables, effort, np.random.default_rng([seed, 1]), watch)]
+    bar = bar_of(ensemble, np.random.default_rng([seed, 0, 1]))
+    for k in range(2, effort.n_attempts + 1):
+        refused = ~accepted(ensemble, attempts[-1], bar)
         if not refused.any():
             break
         tables = attempts[-1].copy()
-        tables[refused] = fill_in(ensemble, int(refused.sum()), effort, generator)
+        tables[refused] = fill_in(ensemble, int(refused.sum()), effort, np.random.default_rng([seed, k]))
         attempts.append(tables)
     return attempts
 
@@ -418,7 +442,7 @@ def main(words: list[str] | None = None) -> None:
     ensemble = trained_nets(arguments)
     clock, story = Clock(), Story(arguments.size)
     effort = Effort(arguments.iterations, arguments.learning_rate, sure=arguments.sure, n_attempts=arguments.attempts)
-    attempts = solve(ensemble, arguments.tables, effort, np.random.default_rng([arguments.seed, 1]), story)
+    attempts = solve(ensemble, arguments.tables, effort, arguments.seed, story)
     tables = attempts[-1]
     if arguments.output is not None:
         with atomic_write(arguments.output) as file:
