@@ -95,8 +95,10 @@ def test_units_are_what_the_judge_looks_at(size):
     for _ in range(200):
         table = pattern(size)
         for _ in range(generator.integers(3)):
-            i, j = generator.integers(size, size=2)
-            table[[i, j]] = table[[j, i]]
+            # Two cells change places within a row, two within a column, or two rows.
+            i, j, k = generator.integers(size, size=3)
+            there, back = [((k, [i, j]), (k, [j, i])), (([i, j], k), ([j, i], k)), ([i, j], [j, i])][generator.integers(3)]
+            table[there] = table[back]
         verdicts.append(is_sudoku(table))
         assert are_permutations(table.ravel()[units] - 1).all() == verdicts[-1]
     assert {True, False} == set(verdicts)
