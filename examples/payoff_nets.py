@@ -91,7 +91,8 @@ def log_odds(ensemble: MlpEnsemble, units: th.Tensor, members: Any) -> th.Tensor
     :param members: The g members that are asked.
     :return: Log-odds of each reward, shape (g, b, n).
     """
-    return ensemble(units.new_zeros(*units.shape[:2], 0), units, members).rewards
+    told: th.Tensor = ensemble(units.new_zeros(*units.shape[:2], 0), units, members).rewards
+    return told
 
 
 def make_nets(n: int, n_members: int, dropout: float, seed: int) -> MlpEnsemble:
@@ -134,7 +135,7 @@ def train(
         loss = F.binary_cross_entropy_with_logits(told, th.from_numpy(rewards_of(digits)))
         optimizer.zero_grad()
         # Members share no weights: each gets the gradient of its own mean loss.
-        (ensemble.n_members * loss).backward()
+        (ensemble.n_members * loss).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))

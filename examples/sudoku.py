@@ -244,7 +244,7 @@ def fill_in(
     # A multiple of m, for then the planner deals the tables out to the members, which is one batched product.
     fixed = np.full((-(-n_tables // m) * m, size * size), -1)
     while True:
-        finished = (fixed >= 0).all(axis=1)
+        finished = np.all(fixed >= 0, axis=1)
         n_going_on = -(-int((~finished[:n_tables]).sum()) // m) * m
         if n_going_on == 0:
             return fixed[:n_tables].reshape(-1, size, size) + 1
