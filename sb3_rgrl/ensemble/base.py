@@ -18,7 +18,7 @@ def end_logit(ended: th.Tensor) -> th.Tensor:
     """
     Members tell ends in units of their other outputs: 0, where nets begin, is a probability of 2 % that the episode
     ends, 1 is one half, and 2 is 98 %. Probabilities are what keeps plans from living on small errors: a linear output
-    that is wrong by a few per cent in every window promises an end that never comes (docs/results.md, "Ends that never
+    that is wrong by a few per cent in every window promises an end that never comes (docs/tried.md, "Ends that never
     come").
 
     :param ended: What members tell of ends, any shape.
