@@ -80,7 +80,7 @@ def rewarded(value: Any) -> Callable[[Any], Any]:
 def snapshot(model: RGRL) -> dict[str, Any]:
     buffer = model.replay_buffer
     assert buffer is not None
-    arrays = {name: getattr(buffer, name).copy() for name in buffer._SAVED_ARRAYS}
+    arrays = {name: array.copy() for name, array in buffer._saved_arrays().items()}
     weights = {name: value.clone() for name, value in model.policy.state_dict().items()}
     return {"size": buffer.size(), "windows": buffer.n_windows, **arrays, **weights}
 
