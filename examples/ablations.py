@@ -53,7 +53,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.benchmark.names import check_environment, check_known
-from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.files import atomic_write
 
 # Raise it when runs measure something else than before, so that older ones are set aside.
 PROTOCOL = 1

@@ -40,7 +40,7 @@ from sb3_rgrl import RGRL
 from sb3_rgrl.benchmark.names import check_known
 from sb3_rgrl.benchmark.origin import code_fingerprint
 from sb3_rgrl.benchmark.progress import as_duration
-from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sb3-rgrl", "torch", "stable-baselines3", "gymnasium", "numpy")

@@ -1,23 +1,29 @@
-"""Saving and loading an agent and its replay buffer, as SB3 does, without a chance of half a file."""
+"""Agents on the disk: files that are whole, and that run no code when they are loaded."""
 
 import functools
 import io
+import json
 import os
 import pathlib
+import sys
 import warnings
+import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import gymnasium as gym
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from sb3_rgrl.archives import read_archive
 from sb3_rgrl.buffers import SequenceReplayBuffer
-from sb3_rgrl.checkpoint import atomic_write
 from sb3_rgrl.ewc import ElasticWeightConsolidation
+from sb3_rgrl.files import atomic_write
 from sb3_rgrl.policies import EnsemblePolicy
+from sb3_rgrl.vetting import PLAIN_DATA, check_parameters, read_settings, short, write_settings
 
 SelfSavedAlgorithm = TypeVar("SelfSavedAlgorithm", bound="SavedAlgorithm")
 Path = str | os.PathLike[str] | io.BufferedIOBase
@@ -51,7 +57,15 @@ def _warn_first(construct: Callable[..., Any], owner: str) -> Callable[..., Any]
 
 
 class SavedAlgorithm(BaseAlgorithm):
-    """The part of :class:`~sb3_rgrl.rgrl.RGRL` that writes and reads files."""
+    """
+    The part of :class:`~sb3_rgrl.rgrl.RGRL` that writes and reads files: SB3's ``save`` and ``load`` with the same
+    arguments, but crash-safe, and without running what a file says.
+
+    A file has SB3's format, with one more entry: SB3's settings, most of which are pickles, are told a second time in
+    plain JSON (:mod:`sb3_rgrl.descriptions`). :meth:`load` reads those and never the pickles, and weights with
+    ``torch.load(weights_only=True)``. What JSON cannot tell, such as a function as ``learning_rate``, has to be given by
+    ``custom_objects``, or the file has to be trusted.
+    """
 
     policy: EnsemblePolicy
     replay_buffer: SequenceReplayBuffer | None
@@ -76,12 +90,19 @@ class SavedAlgorithm(BaseAlgorithm):
         :param path: Path to the file where the agent should be saved, or an open file.
         :param exclude: Names of parameters that should be excluded in addition to the default ones.
         :param include: Names of parameters that might be excluded but should be included anyway.
+        :raises OSError: If the file cannot be written; an earlier one is as it was.
         """
+        content = io.BytesIO()
+        super().save(content, exclude, include)
+        with zipfile.ZipFile(content, "a") as archive:
+            names = json.loads(archive.read("data"))
+            version = sys.modules["sb3_rgrl"].__version__
+            archive.writestr(PLAIN_DATA, write_settings({name: getattr(self, name) for name in names}, version))
         if not isinstance(path, (str, os.PathLike)):
-            super().save(path, exclude, include)
+            path.write(content.getbuffer())
             return
         with atomic_write(_with_suffix(path, "zip")) as file:
-            super().save(file, exclude, include)  # type: ignore[arg-type]
+            file.write(content.getbuffer())
 
     @_constructor
     def load(
@@ -92,6 +113,7 @@ class SavedAlgorithm(BaseAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        trust: bool = False,
         **kwargs: Any,
     ) -> SelfSavedAlgorithm:
         """
@@ -105,12 +127,30 @@ class SavedAlgorithm(BaseAlgorithm):
         :param custom_objects: Attributes to take from here instead of the file.
         :param print_system_info: Whether to print system info from the saved model and the current system info.
         :param force_reset: Force call to ``reset()`` before training.
+        :param trust: Whether to load as SB3 does: pickles in the file can run any code. Only for files of people whom you
+            would let type at your keyboard. Needed for agents whose settings hold own functions or classes.
         :param kwargs: Extra attributes to change when loading, such as ``learning_rate``.
         :return: New model instance with loaded parameters.
         :raises ValueError: If other ``policy_kwargs`` are given than those in the file, the environment has other spaces,
-            or the file is none of an agent.
+            or the file is no agent of RGRL, is damaged, or needs to be trusted.
         """
-        return super().load(_plain(path), env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        path = _plain(path)
+        if trust:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if custom_objects is not None and not isinstance(custom_objects, dict):
+            raise ValueError("custom_objects argument must be a dict or None")
+        content = _content_of(path)
+        try:
+            entries = read_archive(content)
+            data = read_settings(cls, entries, custom_objects or {}, kwargs)
+            file = _without_pickles(entries, data)
+            return super().load(file, env, device, data, print_system_info, force_reset, **kwargs)
+        except (gym.error.Error, OSError):
+            raise
+        except Exception as error:
+            # SB3 looks for traces of its older versions where parameters do not fit, and may stumble over that.
+            cause = error.__context__ if isinstance(error.__context__, ValueError) else error
+            raise ValueError(f"{_name(path)} cannot be loaded: {short(cause)}") from error
 
     def set_parameters(
         self, load_path_or_dict: Path | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
@@ -129,12 +169,18 @@ class SavedAlgorithm(BaseAlgorithm):
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
-            _, params, _ = load_from_zip_file(_plain(params), load_data=False, device=device)
+            place = _plain(params)
+            content = _content_of(place)
+            try:
+                _, params, _ = load_from_zip_file(_without_pickles(read_archive(content), {}), load_data=False, device=device)
+            except Exception as error:
+                raise ValueError(f"{_name(place)} cannot be loaded: {short(error)}") from error
         params = dict(params)
         if self.ewc.strength == 0:
             params.pop("ewc", None)
         elif not params.get("ewc") and not self.ewc.pulls:
             params["ewc"] = self.ewc.state_dict()  # type: ignore[assignment]
+        check_parameters(self, params)
         super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
@@ -192,3 +238,42 @@ def _plain(path: Path) -> str | pathlib.Path | io.BufferedIOBase:
     :return: The same in a form that SB3 knows.
     """
     return pathlib.Path(path) if isinstance(path, os.PathLike) else path
+
+
+def _content_of(path: str | pathlib.Path | io.BufferedIOBase) -> bytes:
+    if isinstance(path, (str, pathlib.Path)):
+        with open_path(path, "r", suffix="zip") as file:
+            return file.read()
+    # SB3 reads an archive from its end, wherever the file stands.
+    open_path(path, "r").seek(0)
+    return path.read()
+
+
+def _name(path: Any) -> str:
+    return f"The file {path}" if isinstance(path, (str, pathlib.Path)) else "The file"
+
+
+def _without_pickles(entries: Mapping[str, bytes], data: Mapping[str, Any]) -> io.BytesIO:
+    """
+    :param entries: The entries of an agent's file.
+    :param data: Its settings.
+    :return: The same as a file in which SB3 finds the names of the settings, to be replaced by ``custom_objects``, but no
+        pickle.
+    :raises ValueError: If weights are not stored as torch stores them.
+    """
+    names = ("_stable_baselines3_version", "system_info.txt")
+    clean = io.BytesIO()
+    with zipfile.ZipFile(clean, "w") as archive:
+        archive.writestr("data", json.dumps(dict.fromkeys(data)))
+        for name, content in entries.items():
+            if name.endswith(".pth") and name != "pytorch_variables.pth":
+                try:
+                    # An archive in the archive, which torch would unpack.
+                    read_archive(content)
+                except ValueError as error:
+                    raise ValueError(f"its weights {name} cannot be read: {error}") from error
+                archive.writestr(name, content)
+            elif name in names:
+                archive.writestr(name, content)
+    clean.seek(0)
+    return clean

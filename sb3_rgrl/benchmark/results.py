@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.files import atomic_write
 
 RUN_FILE = "run.json"
 EVALUATIONS_FILE = "evaluations.csv.gz"

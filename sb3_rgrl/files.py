@@ -18,6 +18,7 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
 
     :param path: Where the file shall be. Missing folders are made.
     :return: The open temporary file.
+    :raises OSError: If it cannot be written, with the cause and the path.
     """
     place = pathlib.Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -31,9 +32,13 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        # A folder that cannot be written to may keep the temporary file: that must not hide the first error.
+        with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            reason = f"{os.strerror(error.errno)}; what was there before is as it was"
+            raise OSError(error.errno, reason, str(place)) from error
         raise
     _sync_folder(place.parent)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sb3_rgrl.checkpoint import atomic_write
+from sb3_rgrl.files import atomic_write
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX")
 
