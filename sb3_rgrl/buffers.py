@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_rgrl.archives import read_arrays
 from sb3_rgrl.observations import Observations, by_name, put, room_for, take
-from sb3_rgrl.prioritized import PrioritizedSampler
+from sb3_rgrl.prioritized import PrioritizedSampler, errors_behind
 from sb3_rgrl.targets import WindowSamples, return_to_go
 
 NO_STEP = -1
@@ -397,7 +397,8 @@ class SequenceReplayBuffer(BaseBuffer):
 
     def save(self, file: IO[bytes] | Any) -> None:
         """
-        Write the steps, oldest first, with their priorities, as arrays without pickle.
+        Write the steps, oldest first, with their priorities, as arrays without pickle. A buffer of the same
+        hyperparameters that loads them is the same to the last bit, apart from its generator.
 
         :param file: Open binary file.
         """
@@ -410,12 +411,14 @@ class SequenceReplayBuffer(BaseBuffer):
         successors = self.successors[order]
         # A successor is the place in the ring of a later step: tell how much later it is.
         arrays["steps_to_successor"] = np.where(successors == NO_STEP, 0, (successors - order) % self.buffer_size)
-        arrays["errors"] = self.sampler.errors(order)
+        arrays["priorities"] = self.sampler.priorities(order)
+        arrays["per"] = np.array([self.sampler.exponent, self.sampler.epsilon])
         running = [(env, step - first) for env, steps in enumerate(self._episodes) for step in steps if self._holds(step)]
         arrays["running"] = np.array(running, dtype=np.int64).reshape(-1, 2)
         for name, note in (("new_windows", self._new_windows), ("finished_windows", self._finished_windows)):
             arrays[name] = np.array([step - first for step in note if self._holds(step)], dtype=np.int64)
         arrays["sequence_length"], arrays["size"] = np.array(self.sequence_length), np.array(self.size())
+        arrays["n_added"] = np.array(self.n_added)
         arrays["largest_error"] = np.array(self._largest_error)
         return arrays
 
@@ -429,24 +432,40 @@ class SequenceReplayBuffer(BaseBuffer):
         self._restore(self._read(file))
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        size = int(arrays["size"])
+        size, n_added = int(arrays["size"]), int(arrays["n_added"])
+        priorities = self._priorities_in(arrays)
         self.reset()
+        # Steps keep their numbers, and so their places, where those show that so many are here.
+        self.n_added = n_added if min(n_added, self.buffer_size) == size else size
+        first = self.n_added - size
+        places = np.arange(first, self.n_added) % self.buffer_size
         for name, here in self._saved_arrays().items():
-            here[:size] = arrays[name]
+            here[places] = arrays[name]
         ahead = arrays["steps_to_successor"]
-        self.successors[:size] = np.where(ahead == 0, NO_STEP, np.arange(size) + ahead)
-        self.n_added, self.n_windows = size, int(arrays["is_window"].sum())
-        self.pos, self.full = size % self.buffer_size, size >= self.buffer_size
-        self._new_windows = arrays["new_windows"].tolist()
-        self._finished_windows = arrays["finished_windows"].tolist()
+        self.successors[places] = np.where(ahead == 0, NO_STEP, (places + ahead) % self.buffer_size)
+        self.n_windows = int(arrays["is_window"].sum())
+        self.pos, self.full = self.n_added % self.buffer_size, self.n_added >= self.buffer_size
+        self._new_windows = (first + arrays["new_windows"]).tolist()
+        self._finished_windows = (first + arrays["finished_windows"]).tolist()
         self._largest_error = float(arrays["largest_error"])
-        priced = np.setdiff1d(self.all_windows(), arrays["new_windows"])
-        self.sampler.add(priced, arrays["errors"][:, priced])
+        self.sampler.restore(places, priorities)
         for env, step in arrays["running"].tolist():
             if env < self.n_envs:
-                self._episodes[env].append(step)
-                if not self.is_window[step]:
-                    self._waiting[env].append(step)
+                self._episodes[env].append(first + step)
+                if not arrays["is_window"][step]:
+                    self._waiting[env].append(first + step)
+
+    def _priorities_in(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """
+        :return: The saved priorities by the exponent and the epsilon of this buffer, shape (m, size).
+        """
+        saved, (exponent, epsilon) = arrays["priorities"], arrays["per"].tolist()
+        if (exponent, epsilon) == (self.sampler.exponent, self.sampler.epsilon):
+            return saved
+        with np.errstate(over="ignore"):
+            errors = errors_behind(saved, exponent, epsilon)
+            priorities: np.ndarray = np.where(saved > 0.0, (errors + self.sampler.epsilon) ** self.sampler.exponent, 0.0)
+        return priorities
 
     def _read(self, file: IO[bytes] | Any) -> dict[str, np.ndarray]:
         """
@@ -466,7 +485,7 @@ class SequenceReplayBuffer(BaseBuffer):
                     f"The saved buffer has {name} of shape {arrays[name].shape[1:]} and type {arrays[name].dtype}, "
                     f"this agent needs {here.shape[1:]} and {here.dtype}"
                 )
-        saved = (int(arrays["sequence_length"]), len(arrays["errors"]))
+        saved = (int(arrays["sequence_length"]), len(arrays["priorities"]))
         if saved != (self.sequence_length, self.sampler.n_members):
             raise ValueError(
                 f"The saved buffer has windows of {saved[0]} steps for {saved[1]} members, "
@@ -476,6 +495,10 @@ class SequenceReplayBuffer(BaseBuffer):
             raise ValueError(
                 f"The saved buffer holds {int(arrays['size'])} steps, more than this agent's buffer_size {self.buffer_size}"
             )
+        try:
+            self.sampler.check_priorities(self._priorities_in(arrays))
+        except ValueError as error:
+            raise ValueError(f"The saved buffer does not fit this agent: {error}") from error
         return arrays
 
 
@@ -491,11 +514,15 @@ def _check_consistent(arrays: dict[str, np.ndarray], per_step: Iterable[str]) ->
     """
     size = int(arrays["size"])
     after = np.arange(size) + arrays["steps_to_successor"]
-    running, errors = arrays["running"], arrays["errors"]
+    running, priorities = arrays["running"], arrays["priorities"]
     sound = {
         "size": arrays["size"].shape == () and all(len(arrays[name]) == size for name in per_step),
         "steps_to_successor": after.shape == (size,) and np.all((after >= np.arange(size)) & (after < size)),
-        "errors": errors.shape[1:] == (size,) and np.all(np.isfinite(errors) & (errors >= 0)),
+        "priorities": priorities.shape[1:] == (size,)
+        and np.all(np.isfinite(priorities) & (priorities >= 0))
+        and not np.any(priorities[:, ~arrays["is_window"]]),
+        "per": arrays["per"].shape == (2,) and np.all(np.isfinite(arrays["per"]) & (arrays["per"] >= 0)),
+        "n_added": arrays["n_added"].shape == () and size <= int(arrays["n_added"]) < 2**62,
         "running": running.shape[1:] == (2,) and np.all((running >= 0) & (running[:, 1:] < size)),
         "sequence_length": int(arrays["sequence_length"]) >= 1,
         "largest_error": np.isfinite(float(arrays["largest_error"])),

@@ -105,15 +105,41 @@ class PrioritizedSampler:
         total = leaves.sum()
         return leaves / total if total > 0 else np.zeros_like(leaves)
 
+    def priorities(self, indices: np.ndarray) -> np.ndarray:
+        """
+        :param indices: Windows, shape (k,).
+        :return: ``(|delta| + eps)^exponent`` of every member on them, shape (m, k); 0 for an absent window.
+        """
+        priorities: np.ndarray = self._leaves()[:, indices]
+        return priorities
+
     def errors(self, indices: np.ndarray) -> np.ndarray:
         """
         :param indices: Windows, shape (k,).
         :return: The ``|delta|`` behind their priorities, shape (m, k); 0 for an absent window and when the exponent
             is 0, where errors leave no trace.
         """
-        if self.exponent == 0.0:
-            return np.zeros((self.n_members, len(indices)))
-        return np.maximum(self._leaves()[:, indices] ** (1.0 / self.exponent) - self.epsilon, 0.0)
+        return errors_behind(self.priorities(indices), self.exponent, self.epsilon)
+
+    def restore(self, indices: np.ndarray, priorities: np.ndarray) -> None:
+        """
+        Take priorities to the last bit, where :meth:`update` would compute them anew.
+
+        :param indices: Windows, shape (k,).
+        :param priorities: As :meth:`priorities` told them, shape (m, k).
+        :raises ValueError: As :meth:`check_priorities`; nothing is changed then.
+        :raises IndexError: As :meth:`update`.
+        """
+        self.check_priorities(priorities)
+        self._write(indices, priorities)
+
+    def check_priorities(self, priorities: np.ndarray) -> None:
+        """
+        :param priorities: Of any shape.
+        :raises ValueError: If one of them is negative, not finite or so large that their sum might not be finite.
+        """
+        if not (priorities.min(initial=0.0) >= 0.0 and priorities.max(initial=0.0) <= self._largest_priority):
+            raise ValueError(f"Priorities must be within 0 .. {self._largest_priority}")
 
     def _leaves(self) -> np.ndarray:
         """
@@ -157,6 +183,19 @@ class PrioritizedSampler:
         children = np.array(found)
         targets -= below[self._members, children]
         return (self._members * root.shape[1] + children).ravel(), targets.ravel()
+
+
+def errors_behind(priorities: np.ndarray, exponent: float, epsilon: float) -> np.ndarray:
+    """
+    :param priorities: Of any shape.
+    :param exponent: With which they were made.
+    :param epsilon: With which they were made.
+    :return: The ``|delta|`` behind them, up to rounding, same shape; 0 for an absent window and when the exponent is 0,
+        where errors leave no trace.
+    """
+    if exponent == 0.0:
+        return np.zeros_like(priorities)
+    return np.maximum(priorities ** (1.0 / exponent) - epsilon, 0.0)
 
 
 def _empty_tree(capacity: int, n_members: int) -> list[np.ndarray]:
