@@ -214,6 +214,7 @@ class RGRL(SavedAlgorithm):
         self._last_plans: tuple[np.ndarray, ...] | None = None
         self._last_random_actions: np.ndarray | None = None
         self._n_episodes_ended = 0
+        self._stop_soon = False
 
         if _init_setup_model:
             self._setup_model()
@@ -407,6 +408,9 @@ class RGRL(SavedAlgorithm):
                 self._check_step(new_obs, rewards, infos)
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
+                if self._stop_soon:
+                    # The signal that told us to stop has ended the processes of the environments, too.
+                    return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=False)
                 raise
             self.num_timesteps += env.num_envs
             num_collected_steps += 1
@@ -423,6 +427,13 @@ class RGRL(SavedAlgorithm):
             self._count_episodes(int(dones.sum()), log_interval)
         callback.on_rollout_end()
         return RolloutReturn(num_collected_steps * env.num_envs, num_collected_episodes, continue_training=True)
+
+    def stop_soon(self) -> None:
+        """
+        End the running :meth:`learn` after the step or the update that is under way. A callback that returns False at the
+        next step does the rest: this shortens the learning phase before it. Can be called in a signal handler.
+        """
+        self._stop_soon = True
 
     def _abandon_episodes(self) -> None:
         # The environments have made a step that is not stored. Going on from here would join what does not follow each
@@ -470,11 +481,13 @@ class RGRL(SavedAlgorithm):
 
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
-        if self._last_random_actions is not None and self.random_action_hold > 0:
+        if self.random_action_hold > 0:
             assert self.replay_buffer is not None
+            # Drawn at the first step, too, where nothing is held: going on from a checkpoint must draw the same.
             held = self.replay_buffer.rng.random(self.n_envs) < self.random_action_hold
             held &= ~episode_starts
-            actions[held] = self._last_random_actions[held]
+            if self._last_random_actions is not None:
+                actions[held] = self._last_random_actions[held]
         self._last_random_actions = actions
         return actions
 
@@ -551,11 +564,13 @@ class RGRL(SavedAlgorithm):
             reward_errors.append(errors.rewards.mean().item() / windows.rewards.shape[-1])
             return_errors.append(errors.returns.mean().item())
             state_losses.append(errors.state_loss.item())
+            if self._stop_soon:
+                break
         self._check_weights()
-        if self.ewc_lambda > 0:
+        if self.ewc_lambda > 0 and not self._stop_soon:
             self.ewc.consolidate(self._losses_on_everything(buffer))
 
-        self._n_updates += gradient_steps
+        self._n_updates += len(losses)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/loss", np.mean(losses))
         self.logger.record("train/ewc_penalty", np.mean(penalties))
@@ -746,6 +761,7 @@ class RGRL(SavedAlgorithm):
         assert self.replay_buffer is not None
         if self.env is not None:
             self.replay_buffer.set_env(self.env)
+        self._stop_soon = False
         environment_resets = reset_num_timesteps or self._last_obs is None
         if environment_resets:
             # If the reset fails, the next attempt resets again.
