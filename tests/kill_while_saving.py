@@ -85,7 +85,11 @@ def look_at_rgrl(folder: Path, counts: Counter) -> None:
 
 
 def numbers_in(model: RGRL) -> set[float]:
-    numbers = {float(value) for parameter in model.policy.parameters() for value in (parameter.min(), parameter.max())}
+    numbers = {
+        float(value)
+        for parameter in model.policy.parameters()
+        for value in (parameter.detach().min(), parameter.detach().max())
+    }
     rewards = model.replay_buffer.rewards[: model.replay_buffer.size()]
     numbers |= {float(rewards.min()), float(rewards.max()), float(model.get_vec_normalize_env().ret_rms.count)}
     generator = np.random.Generator(np.random.PCG64(model.num_timesteps))
@@ -122,7 +126,7 @@ def look_at_dqn(folder: Path, counts: Counter) -> None:
     """The newest of each kind of file, as somebody would take them who wants to go on."""
     numbers = set()
     readers: dict[str, Callable[[Path], float]] = {
-        "*.zip": lambda path: float(next(iter(load_from_zip_file(path)[1]["policy"].values())).min()),
+        "*.zip": lambda path: float(next(iter(load_from_zip_file(path)[1]["policy"].values())).detach().min()),
         "*buffer*.pkl": lambda path: float(pickle.loads(path.read_bytes()).rewards.max()),
         "*vecnormalize*.pkl": lambda path: float(pickle.loads(path.read_bytes()).ret_rms.count),
         "*statistics.pkl": lambda path: float(pickle.loads(path.read_bytes()).ret_rms.count),
