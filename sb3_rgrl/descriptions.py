@@ -181,7 +181,7 @@ def _describe_space(space: spaces.Space[Any]) -> dict[str, Any]:
     elif isinstance(space, spaces.MultiDiscrete):
         plain.update(nvec=_describe_array(space.nvec), start=_describe_array(space.start))
     elif isinstance(space, spaces.MultiBinary):
-        plain.update(n=list(space.shape))
+        plain.update(n=list(space.shape) if isinstance(space.n, tuple) else int(space.n))
     elif isinstance(space, spaces.Dict):
         plain.update(spaces=[[key, describe(item)] for key, item in space.spaces.items()])
     elif isinstance(space, spaces.Tuple):
@@ -200,13 +200,16 @@ def _rebuild_space(plain: dict[str, Any]) -> spaces.Space[Any]:
         "Box": lambda: _rebuild_box(_rebuild_array(plain["low"]), _rebuild_array(plain["high"])),
         "Discrete": lambda: spaces.Discrete(plain["n"], start=plain["start"]),
         "MultiDiscrete": lambda: spaces.MultiDiscrete(_rebuild_array(plain["nvec"]), start=_rebuild_array(plain["start"])),
-        "MultiBinary": lambda: spaces.MultiBinary([_as_size(size) for size in plain["n"]]),
+        "MultiBinary": lambda: spaces.MultiBinary(
+            [_as_size(size) for size in plain["n"]] if isinstance(plain["n"], list) else _as_size(plain["n"])
+        ),
         "Dict": lambda: spaces.Dict([(str(key), rebuild(item)) for key, item in plain["spaces"]]),
         "Tuple": lambda: spaces.Tuple([rebuild(item) for item in plain["spaces"]]),
     }
     space = builders[plain["kind"]]()
     if "random" in plain:
-        space.seed(0)
+        # Not its own method, which would seed the spaces in it as well.
+        spaces.Space.seed(space, 0)
         set_generator(space.np_random, plain["random"])
     return space
 

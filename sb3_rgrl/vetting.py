@@ -1,6 +1,7 @@
 """What a file claims about an agent, looked at before an agent is made of it."""
 
 import json
+import pickle
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -193,10 +194,13 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float)) or (isinstance(value, th.Tensor) and value.ndim == 0)
 
 
-def short(error: Exception) -> str:
+def short(error: BaseException) -> str:
     """
     :param error: What went wrong.
-    :return: Its type and its first line: torch's advice on how to load weights that run code is not meant for us.
+    :return: What to tell of it.
     """
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    if isinstance(error, pickle.UnpicklingError):
+        # Torch would advise to load the weights in the way that runs code.
+        return "its weights hold something that is no tensor, and that may be code"
+    lines = " ".join(line.strip() for line in str(error).splitlines()[:2])
+    return lines if type(error) is ValueError else f"{type(error).__name__}: {lines}"
