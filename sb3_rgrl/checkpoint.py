@@ -262,11 +262,13 @@ def _restore_statistics(normalizer: VecNormalize | None, plain: Mapping[str, Any
         setattr(normalizer, name, rebuild(plain[name]))
     _restore_moments(normalizer.ret_rms, plain["ret_rms"])
     if "obs_rms" in plain:
-        if isinstance(normalizer.obs_rms, dict):
-            for key, moments in normalizer.obs_rms.items():
+        # Of Dict observations one for each part, which SB3's annotation does not tell.
+        of_observations: Any = normalizer.obs_rms
+        if isinstance(of_observations, dict):
+            for key, moments in of_observations.items():
                 _restore_moments(moments, plain["obs_rms"][key])
         else:
-            _restore_moments(normalizer.obs_rms, plain["obs_rms"])
+            _restore_moments(of_observations, plain["obs_rms"])
 
 
 def _restore_moments(moments: RunningMeanStd, plain: Mapping[str, Any]) -> None:
