@@ -80,9 +80,9 @@ def _read_settings(
     opaque = []
     for name, description in described.items():
         # A method that is shadowed, an environment that is made by its name: not everything may be set.
-        if not name.isidentifier() or hasattr(cls, name) or name in _NEVER_SAVED:
-            raise ValueError(f"it sets {name[:80]!r}, which is no setting")
         is_opaque = isinstance(description, dict) and OPAQUE in description
+        if not name.isidentifier() or hasattr(cls, name) or (name in _NEVER_SAVED and not is_opaque):
+            raise ValueError(f"it sets {name[:80]!r}, which is no setting")
         if name in custom or (is_opaque and name in given):
             data[name] = {**given, **custom}[name]
         elif is_opaque:
@@ -157,7 +157,7 @@ def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any]) -> None:
     state_dict_names, _ = model._get_torch_save_params()
     for name, state in params.items():
         if name not in state_dict_names:
-            raise ValueError(f"It has parameters of {name[:80]!r}, and this agent has {', '.join(state_dict_names)}")
+            raise ValueError(f"{name[:80]!r} is an invalid object name, this agent has {', '.join(state_dict_names)}")
         if not isinstance(state, dict):
             raise ValueError(f"The parameters {name} are no dictionary")
         attribute = recursive_getattr(model, name)

@@ -223,7 +223,9 @@ def test_exclude_include_and_custom_objects(tmp_path):
     assert not hasattr(loaded, "dummy")
     np.testing.assert_array_equal(predictions(model), predictions(loaded))
     model.save(tmp_path / "agent", exclude=["verbose"], include=["verbose", "replay_buffer"])
-    loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5})
+    with pytest.raises(ValueError, match=r"replay_buffer \(.*trust=True"):
+        RGRL.load(tmp_path / "agent")
+    loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5}, trust=True)
     assert (loaded.verbose, loaded.learning_rate, loaded.lr_schedule(1.0)) == (2, 2e-5, 2e-5)
     assert loaded.replay_buffer.size() == 200
 
