@@ -26,8 +26,8 @@ from payoff_nets import NOISE, are_permutations, draw_digits, log_odds, make_net
 from scipy import stats  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
-from sb3_rgrl.checkpoint import atomic_write
 from sb3_rgrl.ensemble import MlpEnsemble
+from sb3_rgrl.files import atomic_write
 from sb3_rgrl.planner import GradientFn, MwmSgdPlanner, by_autograd, initial_actions
 
 Array = np.ndarray[Any, Any]

@@ -3,7 +3,7 @@
 import base64
 import importlib
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +30,7 @@ _PLAIN = (type(None), bool, int, float, str)
 def describe(value: Any) -> Any:
     """
     :param value: Plain data; arrays of numbers; spaces; classes of torch, SB3 or this package; SB3's schedules; and
-        lists, tuples, dictionaries and deques of these.
+        lists, tuples, dictionaries (ordered ones become plain ones, which keep their order) and deques of these.
     :return: A description that JSON can hold, from which :func:`rebuild` makes an equal value.
     :raises TypeError: If it is something else, which only a pickle could hold.
     """
@@ -38,7 +38,7 @@ def describe(value: Any) -> Any:
         return value
     if type(value) is list:
         return [describe(item) for item in value]
-    if type(value) is dict:
+    if type(value) in (dict, OrderedDict):
         if all(type(key) is str and not key.startswith(":") for key in value):
             return {key: describe(item) for key, item in value.items()}
         return {":dict:": [[describe(key), describe(item)] for key, item in value.items()]}

@@ -352,14 +352,16 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         super()._restore(arrays)
-        places = np.flatnonzero(self.successors[: self.size()] != NO_STEP)
+        places = np.flatnonzero(self.successors != NO_STEP)
         self.predecessors[:] = NO_STEP
         self.predecessors[self.successors[places]] = places
         # A file of the buffer without hindsight has neither.
         shown = int(arrays.get("goal_ended_episode", -1))
         self.goal_ended_episode = None if shown < 0 else bool(shown)
         if self.copy_info_dict:
-            self.infos[: self.size()] = _from_json(arrays["infos"].tobytes())
+            order = np.arange(self.n_added - self.size(), self.n_added) % self.buffer_size
+            for place, info in zip(order, _from_json(arrays["infos"].tobytes()), strict=True):
+                self.infos[place] = info
 
     def _read(self, file: IO[bytes] | Any) -> dict[str, np.ndarray]:
         arrays = super()._read(file)

@@ -293,7 +293,9 @@ def test_no_lambda_in_the_file(model, tmp_path):
     settings = {**SMALL, "learning_rate": lambda progress: 1e-3 * progress}
     RGRL("MlpEnsemblePolicy", "CartPole-v1", **settings).save(tmp_path / "other.zip")
     assert b"<lambda>" in pickled_parts(tmp_path / "other.zip")["learning_rate"]
-    assert RGRL.load(tmp_path / "other.zip").learning_rate(0.5) == 5e-4
+    with pytest.raises(ValueError, match="trust=True"):
+        RGRL.load(tmp_path / "other.zip")
+    assert RGRL.load(tmp_path / "other.zip", trust=True).learning_rate(0.5) == 5e-4
 
 
 def test_schedules_are_saved_by_name(tmp_path):
