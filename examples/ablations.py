@@ -5,8 +5,9 @@ What each part of RGRL is worth: one factor at a time is changed, around the hyp
     python examples/ablations.py report                                    # the tables of docs/ablations.md
 
 Groups: m (size of the ensemble), member_choice (which member judges a plan), dropout, per (exponent of prioritized
-replay), ewc (elastic weight consolidation), warm_start (of plans), candidates (number of plans). Every agent is evaluated
-as it is at that step; there is no best checkpoint.
+replay), ewc (elastic weight consolidation), warm_start (of plans), candidates (number of plans), and of what the paper has
+not: exploration (plans considered while training), recency and expectile (of returns), hold (of random actions). Every
+agent is evaluated as it is at that step; there is no best checkpoint.
 """
 
 from __future__ import annotations
@@ -110,6 +111,20 @@ GROUPS = {
         {"warm_start=on": {"policy_kwargs.warm_start": True}, "warm_start=off": {"policy_kwargs.warm_start": False}},
     ),
     "candidates": Group("number of plans", {f"candidates={n}": {"n_candidates": n} for n in (5, 20, 50, 100)}),
+    # What the paper has not
+    "exploration": Group(
+        "how many plans are considered while training",
+        {f"exploration={n}": {"exploration_candidates": n} for n in (1, 5, 50)},
+    ),
+    "recency": Group(
+        "how fast observed returns lose weight with age",
+        {"recency=0": {"replay_buffer_kwargs.return_recency": 0.0}},
+    ),
+    "expectile": Group(
+        "expectile of the returns that members predict",
+        {"expectile=0.5": {"policy_kwargs.return_expectile": 0.5}},
+    ),
+    "hold": Group("probability that a random action is held", {f"hold={p:g}": {"random_action_hold": p} for p in (0.0, 0.9)}),
 }
 
 
