@@ -119,7 +119,7 @@ def draw_thinnings(ensemble: Ensemble, n_draws: int, n_groups: int, generator: n
     """
     of_layers: list[list[np.ndarray | None]] = []
     for drawn in ensemble.draw_missing(n_draws * n_groups, generator) or []:
-        missing = drawn.reshape(n_draws, n_groups, -1)
+        missing = drawn.reshape(n_draws, n_groups, drawn.shape[-1])
         some_missing: list[bool] = np.logical_or.reduce(missing, axis=(1, 2)).tolist()
         of_layers.append([units if some else None for units, some in zip(missing, some_missing, strict=True)])
     return [list(of_draw) for of_draw in zip(*of_layers, strict=True)]

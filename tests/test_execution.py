@@ -164,7 +164,7 @@ def test_deterministic_draws_are_those_of_a_fresh_generator(member_choice, n_can
     np.testing.assert_allclose(fast[0], policy.plan(observations(2)).preactivated, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_iterations", 5), ("member_choice", "cyclic")])
+@pytest.mark.parametrize(("name", "value"), [("n_iterations", 5), ("n_iterations", 0), ("member_choice", "cyclic")])
 def test_remembered_draws_are_forgotten_with_other_settings(name, value):
     policy = make_policy(MlpEnsemblePolicy, "box", dropout=0.5)
     before = policy.plan(observations(2)).preactivated
