@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, IdentityEnvBox
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from torch import nn, optim
 
@@ -65,7 +66,7 @@ def test_any_number_of_environments(vec_env_class, n_envs):
         {"desired_reward": 1.0},
         {"desired_reward": [1.0, 2.0]},
         {"action_noise_correlation": 0.9},
-        {"learning_rate": lambda progress: 1e-3 * progress},
+        {"learning_rate": LinearSchedule(1e-3, 1e-4, 1.0)},
         {"buffer_size": 100},
         {"replay_buffer_kwargs": {"priority_refresh": "all"}},
         {"replay_buffer_kwargs": {"return_in_priority": False}},
