@@ -58,7 +58,7 @@ def test_any_number_of_environments(vec_env_class, n_envs):
         {"ensemble_size": 1, "n_candidates": 1},
         {"ensemble_size": 3, "n_candidates": 4},
         {"n_plan_iterations": 0},
-        {"per_exponent": 0.0},
+        {"per_exponent": 0.6},
         {"ewc_lambda": 1.0},
         {"dropout": 0.0},
         {"dropout": 0.3},

@@ -49,10 +49,11 @@ class NoisyEnv(gym.Env[np.ndarray, np.int64]):
 def agent_with(n_transitions: int) -> RGRL:
     """
     :param n_transitions: Number of steps in its buffer, 300 at least.
-    :return: An agent with the default settings that has learned a little, and whose buffer was then filled with made-up
-        episodes, through :meth:`SequenceReplayBuffer.add`, with priorities of their own.
+    :return: An agent with the default settings, but prioritized draws as in the paper, that has learned a little, and whose
+        buffer was then filled with made-up episodes, through :meth:`SequenceReplayBuffer.add`, with priorities of their own.
     """
-    model = RGRL("MlpEnsemblePolicy", NoisyEnv(), seed=0, device="cpu").learn(240, log_interval=None)
+    # Uniform draws would not have to search.
+    model = RGRL("MlpEnsemblePolicy", NoisyEnv(), per_exponent=1.0, seed=0, device="cpu").learn(240, log_interval=None)
     buffer = model.replay_buffer
     assert buffer is not None
     buffer.cut_running_episodes()
