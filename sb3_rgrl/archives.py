@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# Parts of a name are plain words: nothing that leads out of a folder, and no drive.
-_PLAIN_NAME = re.compile(r"[\w.\-]*\w[\w.\-]*(/[\w.\-]*\w[\w.\-]*)*", re.ASCII)
+# Nothing that leads out of a folder: no empty part, none of dots alone, no drive, no backslash.
+_PLAIN_NAME = re.compile(r"(?!\.+(/|$))[^/\\:\x00-\x1f]+(/(?!\.+(/|$))[^/\\:\x00-\x1f]+)*")
 # The longest header of an array that is worth reading; ours have about 100 bytes.
 _LONGEST_HEADER = 4096
 

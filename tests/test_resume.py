@@ -34,6 +34,7 @@ CASES = {
             "ewc_fisher": "window",
             "dropout": 0.2,
             "action_noise_correlation": 0.8,
+            "random_action_hold": 0.5,
         },
         "normalized",
         1,
