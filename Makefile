@@ -18,6 +18,7 @@ export OMP_NUM_THREADS ?= 1
 VENV := .venv
 VPYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+DOC_STAMP := $(VENV)/.doc-installed
 # Commands below are typed as a user would, with the environment activated.
 ACTIVATE := export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 CODE := sb3_rgrl zoo_hook examples tests
@@ -74,9 +75,14 @@ type: $(STAMP)  ## Check the types
 .PHONY: commit-checks
 commit-checks: format lint type  ## What should pass before each commit
 
+# Sphinx comes into the same environment, when it is asked for.
+$(DOC_STAMP): $(STAMP)
+	$(VPYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $(DOC_STAMP)
+
 .PHONY: doc
-doc:  ## There is no documentation site yet
-	@echo "Nothing to build: there is no documentation site yet. Read README.md and the docstrings."
+doc: $(DOC_STAMP)  ## Build the documentation site in docs/_build/html; warnings are errors
+	$(VPYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # Evaluation runs its five episodes side by side: planning for five environments hardly takes longer than for one.
 .PHONY: train
