@@ -4,7 +4,7 @@ from sb3_rgrl import __version__
 
 project = "sb3-rgrl"
 author = "The sb3-rgrl developers"
-copyright = author  # noqa: A001 (Sphinx's name)
+copyright = author
 release = version = __version__
 
 extensions = [

@@ -1,8 +1,8 @@
 """
 The pages tell the truth: their Python blocks run, their links lead somewhere, their defaults are those of the code.
 
-Blocks of one page share their names, as a reader would type them one after the other. One that begins with the comment
-"# About a minute ..." learns for no more than 250 steps and is evaluated on one episode here; `make test-slow` runs it as it is.
+Blocks of one page share their names, as a reader would type them one after the other. One with the comment "# About a
+minute ..." learns for no more than 250 steps and is evaluated on one episode here; `make test-slow` runs it as it is.
 """
 
 import inspect
@@ -97,7 +97,7 @@ def table_of_hyperparameters(page: str) -> dict[str, str]:
     :return: What the page says is the default of each.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| (?:– )?`(\w+)` \| ([^|]*?) \|", text[text.index("| parameter | default |") :], re.MULTILINE))
+    return dict(re.findall(r"^\| (?:\u2013 )?`(\w+)` \| ([^|]*?) \|", text[text.index("| parameter | default |") :], re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
