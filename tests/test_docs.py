@@ -97,7 +97,8 @@ def table_of_hyperparameters(page: str) -> dict[str, str]:
     :return: What the page says is the default of each.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    return dict(re.findall(r"^\| (?:\u2013 )?`(\w+)` \| ([^|]*?) \|", text[text.index("| parameter | default |") :], re.MULTILINE))
+    table = text[text.index("| parameter | default |") :]
+    return dict(re.findall(r"^\| (?:\u2013 )?`(\w+)` \| ([^|]*?) \|", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
