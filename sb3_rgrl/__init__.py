@@ -1,5 +1,6 @@
 """Reversal Generative Reinforcement Learning (RGRL) for Stable-Baselines3."""
 
+from sb3_rgrl import envs
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import EnvironmentFault
 from sb3_rgrl.hindsight import HerSequenceReplayBuffer
@@ -29,4 +30,5 @@ __all__ = [
     "RnnEnsemblePolicy",
     "SequenceReplayBuffer",
     "__version__",
+    "envs",
 ]
