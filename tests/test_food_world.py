@@ -11,8 +11,14 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 
-import sb3_rgrl
-from sb3_rgrl.envs.food_world import RANGE, REACH, TOP_SPEED, FoodWorld
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+sys.path.append(str(EXAMPLES))
+
+import experiments  # noqa: E402
+import food_world  # noqa: E402
+
+import sb3_rgrl  # noqa: E402
+from sb3_rgrl.envs.food_world import RANGE, REACH, TOP_SPEED, FoodWorld  # noqa: E402
 
 ENV_ID = "sb3_rgrl/FoodWorld-v0"
 
@@ -182,3 +188,137 @@ def test_pictures_show_agent_and_food_where_they_are():
     assert FoodWorld().render() is None
     with pytest.raises(ValueError, match="human"):
         FoodWorld("human")
+
+
+# The controller and the example
+
+
+def steps_of(foods, angles, returns=0.0):
+    """Rows of an evaluation in which episode i ends with ``foods[i]`` and pushes toward ``angles[i]``."""
+    return [
+        ("evaluation", i, step, foods[i] if step else 0, returns, 0.0, 0.0, np.cos(angle), np.sin(angle))
+        for step in range(200)
+        for i, angle in enumerate(angles[:, step])
+    ]
+
+
+def finished(folder, name, settings, rows, steps=0):
+    def work(settings, write_row):
+        for row in rows:
+            write_row(*row)
+        return {"steps": steps}
+
+    experiment = experiments.Experiment(folder, food_world.COLUMNS, work)
+    folder.mkdir(exist_ok=True)
+    experiments.execute(experiment, experiments.Run(name, settings))
+    return experiments.read_result(experiment, name)
+
+
+def test_the_controller_reaches_food_and_is_better_than_other_damping(monkeypatch):
+    def foods(derivative, n=4):
+        rows = []
+        monkeypatch.setattr(food_world, "DERIVATIVE", derivative)
+        food_world.evaluate(food_world.Controller(), n, lambda *row: rows.append(row))
+        assert len(rows) == 200 * n
+        return np.mean([row[3] for row in rows if row[2] == 199])
+
+    chosen = foods(food_world.DERIVATIVE)
+    assert chosen > 8.5
+    assert chosen >= max(foods(0.0), foods(4.0))
+
+
+def test_the_controller_keeps_the_direction_of_forces_that_are_too_large():
+    obs = np.zeros((2, 7), np.float32)
+    obs[:, 4:6] = [[0.9, 0.3], [0.01, -0.02]]
+    obs[1, 2:4] = [0.05, 0.0]
+    force, state = food_world.Controller().predict(obs)
+    np.testing.assert_allclose(force, [[1.0, 1 / 3], [0.0, -0.2]], atol=1e-6)
+    assert state is None
+
+
+def test_the_evaluation_writes_what_happened():
+    rows = []
+    food_world.evaluate(food_world.Controller(), 2, lambda *row: rows.append(row))
+    env = gym.make(ENV_ID)
+    obs, _ = env.reset(seed=food_world.EVALUATION_SEED + 1)
+    total = 0.0
+    for row in [row for row in rows if row[1] == 1]:
+        np.testing.assert_allclose(row[5:7], obs[:2], atol=1e-4)
+        # To as many digits as are written; a force that differs more would end elsewhere.
+        action = food_world.Controller().predict(obs[None])[0][0]
+        np.testing.assert_allclose(row[7:9], action, atol=1e-4)
+        obs, reward, _, _, info = env.step(action)
+        total += reward
+        assert row[3] == info["foods"]
+        assert row[4] == pytest.approx(total, abs=1e-3)
+
+
+def test_only_diagonals_are_told_from_all_directions():
+    rng = np.random.default_rng(0)
+    everywhere = rng.uniform(-np.pi, np.pi, (8, 200))
+    diagonals = rng.integers(0, 4, (8, 200)) * np.pi / 2 + np.pi / 4 + rng.normal(0, 0.05, (8, 200))
+    axes = diagonals + np.pi / 4
+    assert food_world.share_of_diagonals(everywhere).mean() == pytest.approx(1 / 3, abs=0.05)
+    assert food_world.share_of_diagonals(diagonals).mean() > 0.99
+    assert food_world.share_of_diagonals(axes).mean() < 0.01
+    assert food_world.only_diagonals(everywhere) < 1e-6
+    assert food_world.only_diagonals(axes) < 1e-6
+    assert food_world.only_diagonals(diagonals) > 0.9
+    assert food_world.only_diagonals(np.full((3, 200), np.pi / 4)) == 1.0
+    assert food_world.only_diagonals(np.zeros((3, 200))) == 0.0
+    # One of five elsewhere, in all episodes
+    mostly = np.where(np.arange(200) % 5 == 0, axes, diagonals)
+    assert food_world.only_diagonals(mostly) < 0.05
+    assert food_world.rarest_sector(everywhere) > 0.8
+    assert food_world.rarest_sector(diagonals) == 0.0
+
+
+def test_the_report_is_of_the_runs(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    everywhere, diagonals = rng.uniform(-np.pi, np.pi, (3, 200)), np.full((3, 200), np.pi / 4)
+    finished(tmp_path / "runs", "pd", {"algorithm": "pd", "episodes": 3}, steps_of([10, 10, 10], everywhere))
+    for seed, (foods, angles) in enumerate([([9, 9, 10], everywhere), ([8, 9, 9], diagonals)]):
+        training = [("training", i, 200 * (i + 1), i, 0.5, "", "", "", "") for i in range(6)]
+        settings = {"algorithm": "rgrl", "episodes": 3, "seed": seed}
+        finished(tmp_path / "runs", f"rgrl-seed{seed}", settings, training + steps_of(foods, angles), 1_200)
+    assert food_world.main(["report", "--out", str(tmp_path / "runs"), "--docs", str(tmp_path)]) == 0
+    text = (tmp_path / "food_world.md").read_text()
+    assert text.count("\n") > 10
+    assert "1 of 2 seeds of RGRL meet it" in text
+    first, second = (line for line in text.splitlines() if line.startswith("| RGRL, seed"))
+    assert "| 1,200 | 9.33 ± 0.47 | 93% |" in first
+    assert "| 8.67 ± 0.47 | 87% | 100% | 1 | 0.00 |" in second
+    assert "**9.00** | **90%" in text
+    assert (tmp_path / "images" / "food_world.png").stat().st_size > 10_000
+    lines = (tmp_path / "data" / "food_world.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3 + 2 * (6 + 3)
+    assert lines[1] == "pd,,evaluation,0,0,10,0.0"
+    assert "rgrl,1,training,5,1200,5,0.5" in lines
+    assert "rgrl,1,evaluation,2,1200,9,0.0" in lines
+
+
+def test_without_the_controller_there_is_no_report(tmp_path, capsys):
+    finished(tmp_path, "ppo-seed0", {"algorithm": "ppo", "episodes": 2, "seed": 0}, [])
+    with pytest.raises(SystemExit):
+        food_world.main(["report", "--out", str(tmp_path), "--docs", str(tmp_path)])
+    assert "run --algorithms pd" in capsys.readouterr().err
+
+
+def test_runs_of_all_algorithms():
+    small = {"learning_starts": 60, "batch_size": 8, "gradient_steps": 1, "n_candidates": 5, "policy_kwargs.net_arch": [16]}
+    runs = food_world.plan_runs(["pd", "rgrl", "ppo", "sac"], [3], 250, 2, small)
+    assert [run.name for run in runs] == ["pd", "rgrl-seed3", "ppo-seed3", "sac-seed3"]
+    assert runs[1].settings["hyperparams"]["batch_size"] == 8
+    assert runs[2].settings["hyperparams"] == {}
+    rows = []
+    assert food_world.run_one(runs[1].settings, lambda *row: rows.append(row)) == {"steps": 250}
+    assert [row[:3] for row in rows if row[0] == "training"] == [("training", 0, 200)]
+    assert len([row for row in rows if row[0] == "evaluation"]) == 400
+    for name, kind in (("ppo", "PPO"), ("sac", "SAC")):
+        assert type(food_world.make_model(name, 0, {})).__name__ == kind
+
+
+def test_numbers_that_make_no_sense_are_refused():
+    for bad in ({"steps": 0}, {"episodes": 0}, {"seeds": []}):
+        with pytest.raises(ValueError, match="at least 1"):
+            food_world.plan_runs(**{"algorithms": ["pd"], "seeds": [0], "steps": 1, "episodes": 1, **bad})
