@@ -51,10 +51,16 @@ class Goal(NamedTuple):
                 tail = (outcome.return_to_go - self.total[:, None]) / self.return_scale
                 error = error + self.return_weight * tail**2
             return error
+        off: th.Tensor = (self.expected_return(outcome) - self.total[:, None]) / self.return_scale
+        return off**2
+
+    def expected_return(self, outcome: Outcome) -> th.Tensor:
+        """
+        :param outcome: What members expect of plans.
+        :return: Its discounted return: that of the plan and, where it counts, of what follows, shape (g, b).
+        """
         total: th.Tensor = (outcome.rewards * self.discounts).sum(dim=-1)
-        if self.return_weight > 0:
-            total = total + self.final_discount * outcome.return_to_go
-        return ((total - self.total[:, None]) / self.return_scale) ** 2
+        return total + self.final_discount * outcome.return_to_go if self.return_weight > 0 else total
 
 
 def make_goal(

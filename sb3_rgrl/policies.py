@@ -363,14 +363,28 @@ class EnsemblePolicy(BasePolicy):
             ``sequence_length``.
         :return: Rewards in raw units, shape (m, n, T).
         """
+        return self._expect(observation, actions).rewards
+
+    def predict_return(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> th.Tensor:
+        """
+        What each member expects of given plans, and of what follows them, in one number.
+
+        :param observation: See :meth:`predict_reward`.
+        :param actions: See :meth:`predict_reward`, as many as ``plan_horizon``.
+        :return: Discounted return in raw units, shape (m, n): of the plan and what follows, or, without ``return_weight`` and
+            before a return was observed, of the plan alone.
+        """
+        with th.inference_mode(False), th.no_grad():
+            return self.goal().expected_return(self._expect(observation, actions))
+
+    def _expect(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> Outcome:
         with th.inference_mode(False), th.no_grad():
             states = self.standardised_states(observation)
             shape = (len(states), -1, self.codec.dim)
             flat = np.asarray(actions).reshape(-1, *(self.action_space.shape or ()))
             encoded = th.as_tensor(self.codec.encode(flat), device=self.device).reshape(shape)
             for_all = (self.ensemble_size, -1, -1)
-            outcome = self.imagine(states.expand(*for_all), encoded.expand(*for_all, -1), self.ensemble.members())
-            return outcome.rewards
+            return self.imagine(states.expand(*for_all), encoded.expand(*for_all, -1), self.ensemble.members())
 
     def standardised_states(self, observation: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
         """
