@@ -1,6 +1,6 @@
 """A point that is pushed to food: two forces that have to be chosen together."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -41,7 +41,8 @@ class FoodWorld(gym.Env[np.ndarray, np.ndarray]):
     :raises ValueError: If there is no such mode.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    # Not a ClassVar: gymnasium declares it as an instance's.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
