@@ -161,7 +161,7 @@ def run_one(settings: Settings, write_row: WriteRow) -> Settings:
         evaluate(Controller(), settings["episodes"], write_row)
         return {"steps": 0}
     model = make_model(settings["algorithm"], settings["seed"], settings["hyperparams"])
-    model.learn(settings["steps"], callback=RecordEpisodes(write_row), log_interval=None)
+    model.learn(settings["steps"], callback=RecordEpisodes(write_row), log_interval=None)  # type: ignore[arg-type]
     evaluate(model, settings["episodes"], write_row)
     return {"steps": model.num_timesteps}
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sb3_rgrl.actions import groups_of
 from sb3_rgrl.beliefs import Beliefs, Decisions
@@ -85,14 +86,17 @@ def plan_trace(
     parts = list(_parts_of(policy, path[:, chosen], action_names))
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, max(3.6, 1.2 * len(parts))), constrained_layout=True)
-        left, right = figure.add_gridspec(1, 2)
-        above, below = (figure.add_subplot(cell) for cell in left.subgridspec(2, 1, height_ratios=(4, 3)))
+        grid = figure.add_gridspec(1, 2)
+        left, right = grid[0, 0], grid[0, 1]
+        cells = left.subgridspec(2, 1, height_ratios=(4, 3))
+        above, below = figure.add_subplot(cells[0, 0]), figure.add_subplot(cells[1, 0])
         _draw_progress(above, expected.mean(axis=1), chosen, "discounted return\n(units of reward)", "What members expect")
         _draw_progress(below, expected.std(axis=1), chosen, "disagreement\n(units of reward)", None)
         above.legend(loc="best")
         above.tick_params(labelbottom=False)
         below.set_xlabel(STEP_NAMES[policy.search])
-        rows = [figure.add_subplot(cell) for cell in right.subgridspec(len(parts), 1)]
+        cells = right.subgridspec(len(parts), 1)
+        rows = [figure.add_subplot(cells[k, 0]) for k in range(len(parts))]
         for row, part in zip(rows, parts, strict=True):
             _draw_part(figure, row, part)
         n_parts = len(_names_of(policy.action_space))
@@ -145,15 +149,16 @@ def _draw_progress(axes: Axes, values: np.ndarray, chosen: int, label: str, titl
 
 
 def _draw_part(figure: Figure, axes: Axes, part: _Part) -> None:
-    scale = ScalarMappable(Normalize(*part.limits), part.colours)
+    norm = Normalize(*part.limits)
+    scale = ScalarMappable(norm, part.colours)
     # Where the image has colours already they stay as they are.
-    axes.imshow(part.values, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
+    axes.imshow(part.values, cmap=scale.cmap, norm=norm, aspect="auto", interpolation="nearest")
     bar = figure.colorbar(scale, ax=axes, label=part.name)
     if part.ticks is not None:
         bar.set_ticks(list(part.ticks), labels=list(part.ticks.values()))
         bar.ax.tick_params(length=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _parts_of(policy: EnsemblePolicy, path: th.Tensor, action_names: Sequence[str] | None) -> Iterator[_Part]:
@@ -265,7 +270,9 @@ def _draw_against(figure: Figure, axes: Axes, decisions: Decisions) -> None:
     ends = [both.min(), both.max()]
     axes.plot(ends, ends, color="#777777", linewidth=1.0, label="as expected")
     dots = axes.scatter(expected, received, s=12 * weights, c=steps, cmap="cividis", alpha=0.6, linewidths=0)
-    figure.colorbar(dots, ax=axes, label="environment steps").solids.set_alpha(1)
+    colours = figure.colorbar(dots, ax=axes, label="environment steps").solids
+    if colours is not None:
+        colours.set_alpha(1)
     axes.set(xlabel="expected (units of reward)", ylabel="received (units of reward)", title="Single decisions")
     axes.legend(loc="best")
 
