@@ -20,6 +20,7 @@ PRESET = default_config_path().with_name("rgrl_paper.yml")
 SHARED = {
     "policy": "GruEnsemblePolicy",  # footnote 8
     "learning_starts": 0,
+    "random_action_hold": 0.0,
     "train_freq": [10, "episode"],  # batch offline learning
     "gradient_steps": 1000,
     "batch_size": 1,
