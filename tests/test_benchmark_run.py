@@ -621,7 +621,7 @@ def test_observations_that_algorithms_cannot_take():
     image = Spaces(spaces.Discrete(2), spaces.Box(0, 255, (36, 36, 3), np.uint8))
     named = Spaces(spaces.Discrete(2), spaces.Dict({"a": spaces.Box(-1, 1, (2,))}))
     assert "flat Box observations" in peers.why_not("linear-search", image)
-    assert "Dict" in peers.why_not("rgrl", named)
+    assert peers.why_not("rgrl", named) == ""
     assert peers.why_not("ppo", named) == peers.why_not("rgrl", image) == ""
     assert "bounded" in peers.why_not("linear-search", Spaces(spaces.Box(-np.inf, np.inf, (1,))))
     assert [peers.policy_of(name, image.observation_space) for name in ("ppo", "ppo_lstm", "rgrl")] == [
@@ -659,7 +659,7 @@ def test_zoo_entry_of_another_version_or_the_default(env_id, entry, monkeypatch)
 def test_rgrl_is_frozen_at_its_defaults_and_tuned_by_its_file():
     frozen, tuned = info_of("rgrl", "Acrobot-v1"), info_of("rgrl-tuned", "Acrobot-v1")
     assert (frozen.hyperparameters["learning_starts"], frozen.source) == (200, "defaults of the constructor")
-    assert (tuned.hyperparameters["learning_starts"], tuned.source) == (1000, "rgrl.yml of sb3_rgrl: Acrobot-v1")
+    assert (tuned.hyperparameters["learning_starts"], tuned.source) == (200, "rgrl.yml of sb3_rgrl: Acrobot-v1")
     for name in ("cem", "shooting"):
         info = info_of(f"rgrl-{name}")
         assert info.hyperparameters == {**info_of("rgrl").hyperparameters, "policy_kwargs": {"search": name}}

@@ -98,7 +98,8 @@ def table_of_hyperparameters(page: str) -> dict[str, str]:
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     table = text[text.index("| parameter | default |") :]
-    return dict(re.findall(r"^\| (?:\u2013 )?`(\w+)` \| ([^|]*?) \|", table, re.MULTILINE))
+    rows = re.findall(r"^\| (?:\u2013 )?`(\w+)` \|([^|]*)\|", table, re.MULTILINE)
+    return {name: default.strip() for name, default in rows}
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])

@@ -491,8 +491,7 @@ def test_one_factor_at_a_time_and_the_baseline_once():
 
 def test_hyperparameters_are_those_of_the_file(tmp_path):
     runs = ablations.plan_runs(["Pendulum-v1"], ["per"], [0], {**PROTOCOL, "steps": None}, HYPERPARAMS)
-    # The file has 0.6 for it, so the constructor's 1 is a variant.
-    assert [run.settings["variant"] for run in runs] == ["baseline", "per=0", "per=1"]
+    assert [run.settings["variant"] for run in runs] == ["baseline", "per=0.6", "per=1"]
     assert runs[0].settings["hyperparams"]["gamma"] == 0.98
     path = tmp_path / "other.yml"
     path.write_text("default: {n_timesteps: 7e2, policy: MlpEnsemblePolicy, ewc_fisher: window, gamma: 0.5}")

@@ -123,7 +123,7 @@ def test_states_are_one_hot(space, observation, state):
 
 @pytest.mark.parametrize("space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), ACTIONS["Box"]], ids=str)
 def test_random_actions_are_held(space):
-    model = RGRL("MlpEnsemblePolicy", AnyEnv(action_space=space), seed=0, **{**TINY, "action_noise_correlation": 0.95})
+    model = RGRL("MlpEnsemblePolicy", AnyEnv(action_space=space), seed=0, **{**TINY, "random_action_hold": 0.95})
     model._setup_learn(10)
     starts = np.zeros(1, dtype=bool)
     actions = np.array([model._random_actions(starts)[0] for _ in range(400)])
@@ -137,7 +137,7 @@ def test_parts_of_an_action_are_optimised_jointly(env_class):
     # it is 1/3 or 1/2.
     env = DummyVecEnv([lambda: Monitor(env_class(dim=3, ep_length=20))])
     settings = {"plan_horizon": 2, "sequence_length": 1, "gamma": 0.5, "learning_starts": 300}
-    model = RGRL("MlpEnsemblePolicy", env, seed=0, **settings).learn(600)
+    model = RGRL("MlpEnsemblePolicy", env, seed=0, **settings).learn(900)
     assert evaluate_policy(model, env, n_eval_episodes=3)[0] / 20 > 0.9
 
 

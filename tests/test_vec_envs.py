@@ -95,7 +95,7 @@ def test_channels_are_put_in_front():
 
 
 @pytest.mark.parametrize("where", ["observation", "reward"])
-def test_check_nan_finds_it_first(where):
+def test_bad_numbers_are_found_below_check_nan(where):
     class Broken(Counter):
         def step(self, action):
             observation, reward, *rest = super().step(action)
@@ -105,7 +105,7 @@ def test_check_nan_finds_it_first(where):
 
     env = VecCheckNan(DummyVecEnv([Broken]), raise_exception=True)
     model = RGRL("MlpEnsemblePolicy", env, **SMALL)
-    with pytest.raises(ValueError, match="found nan"):
+    with pytest.raises(ValueError, match=f"Environment 0 returned an? {where} that is not finite"):
         model.learn(40)
     assert (model.num_timesteps, model.replay_buffer.size()) == (5, 5)
     assert np.isfinite(model.replay_buffer.observations).all()

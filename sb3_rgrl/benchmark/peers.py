@@ -39,7 +39,7 @@ BOX: Spaces = (spaces.Box,)
 BOTH: Spaces = (spaces.Box, spaces.Discrete)
 MOST: Spaces = (*BOTH, spaces.MultiDiscrete, spaces.MultiBinary)
 ACTION_SPACES: dict[str, Spaces] = {
-    "rgrl": BOTH,
+    "rgrl": MOST,
     "dqn": DISCRETE,
     "qrdqn": DISCRETE,
     "ppo": MOST,
@@ -117,8 +117,6 @@ def why_not(algorithm: str, env: gym.Env[Any, Any]) -> str:
             return f"{algorithm} takes flat Box observations, but the observation space is {seen}"
         if isinstance(space, spaces.Box) and not space.is_bounded():
             return f"{algorithm} takes bounded actions, but the action space is {space}"
-    if algorithm == RGRL and isinstance(seen, spaces.Dict):
-        return f"RGRL takes no Dict observations, but the observation space is {seen}"
     return ""
 
 
