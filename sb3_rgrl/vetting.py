@@ -157,7 +157,7 @@ def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any]) -> None:
     state_dict_names, _ = model._get_torch_save_params()
     for name, state in params.items():
         if name not in state_dict_names:
-            raise ValueError(f"{name[:80]!r} is an invalid object name, this agent has {', '.join(state_dict_names)}")
+            raise ValueError(f"It has {name[:80]!r}, an invalid object name: this agent has {', '.join(state_dict_names)}")
         if not isinstance(state, dict):
             raise ValueError(f"The parameters {name} are no dictionary")
         attribute = recursive_getattr(model, name)

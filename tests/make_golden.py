@@ -9,7 +9,6 @@ Run it once for each release, and never change the files of an earlier one.
 import json
 from pathlib import Path
 
-import numpy as np
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
@@ -20,15 +19,13 @@ from tests.kill_while_saving import make_env
 from tests.toy import TINY
 
 DATA = Path(__file__).parent / "data"
-OBSERVATIONS = np.array([[0.3, -0.2], [-1.0, 0.5]], dtype=np.float32)
-ACTIONS = np.array([[0, 1, 2, 1], [2, 2, 0, 0]])
 
 
 def expected_of(model: RGRL) -> dict:
-    """What the agent thinks and has seen, up to rounding."""
+    """What the agent has learned and seen, up to rounding; what it makes of that may differ from version to version."""
     buffer = model.replay_buffer
     return {
-        "rewards": model.policy.predict_reward(OBSERVATIONS, ACTIONS).tolist(),
+        "weights": [float(tensor.detach().double().square().sum()) for tensor in model.policy.parameters()],
         "learning_rate": model.lr_schedule(0.5),
         "num_timesteps": model.num_timesteps,
         "n_steps": buffer.size(),

@@ -46,8 +46,8 @@ def check_kills(n_kills: int) -> None:
     assert counts["kills"] == counts["newest one loads"] == n_kills
     assert counts["files"] >= n_kills
     assert counts.get("unreadable", 0) == counts["mixtures"] == 0
-    # Else nothing was killed while it wrote, and this test would tell nothing.
-    assert counts["temporary files"] > n_kills // 20
+    # Of few kills none may have come while a file was written; of many, many must.
+    assert n_kills < 50 or counts["temporary files"] > n_kills // 20
 
 
 def test_killed_while_saving():
