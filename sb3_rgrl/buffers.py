@@ -2,21 +2,19 @@
 
 from collections import deque
 from collections.abc import Iterable
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_rgrl.archives import read_arrays
-from sb3_rgrl.observations import Observations, by_name, put, room_for, take
-from sb3_rgrl.prioritized import PrioritizedSampler, errors_behind
+from sb3_rgrl.observations import Observations, put, room_for, take
+from sb3_rgrl.prioritized import PrioritizedSampler
+from sb3_rgrl.saving_buffers import NO_STEP, SavedBuffer
 from sb3_rgrl.targets import WindowSamples, return_to_go
 
-NO_STEP = -1
 PRIORITY_REFRESHES = ("drawn", "all")
 
 
@@ -33,7 +31,7 @@ class StoredWindows(NamedTuple):
     return_weights: np.ndarray
 
 
-class SequenceReplayBuffer(BaseBuffer):
+class SequenceReplayBuffer(SavedBuffer):
     """
     Keeps steps in a ring and hands out every window of ``sequence_length`` steps inside one episode.
 
@@ -104,19 +102,22 @@ class SequenceReplayBuffer(BaseBuffer):
         self.return_recency = return_recency
         self.rng = np.random.default_rng(seed)
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
-        # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
-        self.observations = room_for(observation_space, buffer_size)
-        self.next_observations = room_for(observation_space, buffer_size)
-        self.actions = np.zeros((buffer_size, action_dim), dtype=np.float32)
-        self.rewards = np.zeros(buffer_size, dtype=np.float32)
-        self.terminated = np.zeros(buffer_size, dtype=bool)
-        self.successors = np.full(buffer_size, NO_STEP, dtype=np.int64)
-        self.returns_to_go = np.zeros(buffer_size, dtype=np.float32)
-        self.return_weights = np.zeros(buffer_size, dtype=np.float32)
-        self.is_window = np.zeros(buffer_size, dtype=bool)
+        self._make_room(action_dim)
         # Steps are named by their number since the start; a step's place in the ring is that modulo buffer_size.
         self.n_added, self.n_windows = 0, 0
         self._forget_notes()
+
+    def _make_room(self, action_dim: int) -> None:
+        # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
+        self.observations = room_for(self.observation_space, self.buffer_size)
+        self.next_observations = room_for(self.observation_space, self.buffer_size)
+        self.actions = np.zeros((self.buffer_size, action_dim), dtype=np.float32)
+        self.rewards = np.zeros(self.buffer_size, dtype=np.float32)
+        self.terminated = np.zeros(self.buffer_size, dtype=bool)
+        self.successors = np.full(self.buffer_size, NO_STEP, dtype=np.int64)
+        self.returns_to_go = np.zeros(self.buffer_size, dtype=np.float32)
+        self.return_weights = np.zeros(self.buffer_size, dtype=np.float32)
+        self.is_window = np.zeros(self.buffer_size, dtype=bool)
 
     def size(self) -> int:
         """
@@ -140,12 +141,6 @@ class SequenceReplayBuffer(BaseBuffer):
         self._finished_windows: list[int] = []
         self._largest_error = 1.0
 
-    def _remember(self, windows: list[int], more: Iterable[int]) -> None:
-        windows.extend(more)
-        if len(windows) > 2 * self.buffer_size:
-            # Nobody asks for them: forget those that were overwritten.
-            windows[:] = [step for step in windows if self._holds(step)]
-
     def set_env(self, env: VecEnv) -> None:
         """
         Get to know the training environments. This buffer has nothing to ask them; others may.
@@ -158,6 +153,8 @@ class SequenceReplayBuffer(BaseBuffer):
         for env in range(self.n_envs):
             if self._episodes[env]:
                 self._finish_episode(env, terminated=False)
+
+    # Storing
 
     def add(
         self,
@@ -228,6 +225,8 @@ class SequenceReplayBuffer(BaseBuffer):
         self._episodes[env].clear()
         self._waiting[env].clear()
 
+    # What is new
+
     def pop_new_windows(self) -> np.ndarray:
         """
         :return: Windows that came since the last call, shape (k,). The caller tells their priorities.
@@ -241,6 +240,12 @@ class SequenceReplayBuffer(BaseBuffer):
         """
         windows, self._finished_windows = self._places(self._finished_windows), []
         return windows
+
+    def _remember(self, windows: list[int], more: Iterable[int]) -> None:
+        windows.extend(more)
+        if len(windows) > 2 * self.buffer_size:
+            # Nobody asks for them: forget those that were overwritten.
+            windows[:] = [step for step in windows if self._holds(step)]
 
     def mark_all_as_new(self) -> None:
         """Tell of every window and of every known return once more, to somebody who has seen none of them."""
@@ -259,6 +264,8 @@ class SequenceReplayBuffer(BaseBuffer):
         :return: Every window, shape (n_windows,).
         """
         return np.flatnonzero(self.is_window)
+
+    # Drawing
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> WindowSamples:
         """
@@ -381,155 +388,3 @@ class SequenceReplayBuffer(BaseBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> WindowSamples:  # type: ignore[override]
         return self.windows(batch_inds, env)
-
-    # On the disk
-
-    def _saved_arrays(self) -> dict[str, np.ndarray]:
-        """
-        :return: What there is to save of each step, by name, a row for each place in the ring.
-        """
-        names = ("actions", "rewards", "terminated", "returns_to_go", "return_weights", "is_window")
-        return {
-            **dict(by_name("observations", self.observations)),
-            **dict(by_name("next_observations", self.next_observations)),
-            **{name: getattr(self, name) for name in names},
-        }
-
-    def save(self, file: IO[bytes] | Any) -> None:
-        """
-        Write the steps, oldest first, with their priorities, as arrays without pickle. A buffer of the same
-        hyperparameters that loads them is the same to the last bit, apart from its generator.
-
-        :param file: Open binary file.
-        """
-        np.savez(file, **self._to_arrays())
-
-    def _to_arrays(self) -> dict[str, Any]:
-        first = self.n_added - self.size()
-        order = np.arange(first, self.n_added) % self.buffer_size
-        arrays: dict[str, Any] = {name: array[order] for name, array in self._saved_arrays().items()}
-        successors = self.successors[order]
-        # A successor is the place in the ring of a later step: tell how much later it is.
-        arrays["steps_to_successor"] = np.where(successors == NO_STEP, 0, (successors - order) % self.buffer_size)
-        arrays["priorities"] = self.sampler.priorities(order)
-        arrays["per"] = np.array([self.sampler.exponent, self.sampler.epsilon])
-        running = [(env, step - first) for env, steps in enumerate(self._episodes) for step in steps if self._holds(step)]
-        arrays["running"] = np.array(running, dtype=np.int64).reshape(-1, 2)
-        for name, note in (("new_windows", self._new_windows), ("finished_windows", self._finished_windows)):
-            arrays[name] = np.array([step - first for step in note if self._holds(step)], dtype=np.int64)
-        arrays["sequence_length"], arrays["size"] = np.array(self.sequence_length), np.array(self.size())
-        arrays["n_added"] = np.array(self.n_added)
-        arrays["largest_error"] = np.array(self._largest_error)
-        return arrays
-
-    def load(self, file: IO[bytes] | Any) -> None:
-        """
-        Replace what is here by a saved buffer.
-
-        :param file: Open binary file.
-        :raises ValueError: If it is no saved buffer, or does not fit this one; nothing is changed then.
-        """
-        self._restore(self._read(file))
-
-    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        size, n_added = int(arrays["size"]), int(arrays["n_added"])
-        priorities = self._priorities_in(arrays)
-        self.reset()
-        # Steps keep their numbers, and so their places, where those show that so many are here.
-        self.n_added = n_added if min(n_added, self.buffer_size) == size else size
-        first = self.n_added - size
-        places = np.arange(first, self.n_added) % self.buffer_size
-        for name, here in self._saved_arrays().items():
-            here[places] = arrays[name]
-        ahead = arrays["steps_to_successor"]
-        self.successors[places] = np.where(ahead == 0, NO_STEP, (places + ahead) % self.buffer_size)
-        self.n_windows = int(arrays["is_window"].sum())
-        self.pos, self.full = self.n_added % self.buffer_size, self.n_added >= self.buffer_size
-        self._new_windows = (first + arrays["new_windows"]).tolist()
-        self._finished_windows = (first + arrays["finished_windows"]).tolist()
-        self._largest_error = float(arrays["largest_error"])
-        self.sampler.restore(places, priorities)
-        for env, step in arrays["running"].tolist():
-            if env < self.n_envs:
-                self._episodes[env].append(first + step)
-                if not arrays["is_window"][step]:
-                    self._waiting[env].append(first + step)
-
-    def _priorities_in(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """
-        :return: The saved priorities by the exponent and the epsilon of this buffer, shape (m, size).
-        """
-        saved, (exponent, epsilon) = arrays["priorities"], arrays["per"].tolist()
-        if (exponent, epsilon) == (self.sampler.exponent, self.sampler.epsilon):
-            return saved
-        with np.errstate(over="ignore"):
-            errors = errors_behind(saved, exponent, epsilon)
-            priorities: np.ndarray = np.where(saved > 0.0, (errors + self.sampler.epsilon) ** self.sampler.exponent, 0.0)
-        return priorities
-
-    def _read(self, file: IO[bytes] | Any) -> dict[str, np.ndarray]:
-        """
-        :return: The arrays of a file that :meth:`save` wrote, checked.
-        """
-        try:
-            arrays = read_arrays(file.read())
-            missing = self._saved_arrays().keys() - arrays.keys()
-            if missing:
-                raise ValueError(f"it has no {', '.join(sorted(missing))}")
-            _check_consistent(arrays, self._saved_arrays())
-        except _BROKEN_FILE as error:
-            raise ValueError(f"This file is no replay buffer saved by RGRL, or it is damaged: {error}") from error
-        for name, here in self._saved_arrays().items():
-            if arrays[name].shape[1:] != here.shape[1:] or arrays[name].dtype != here.dtype:
-                raise ValueError(
-                    f"The saved buffer has {name} of shape {arrays[name].shape[1:]} and type {arrays[name].dtype}, "
-                    f"this agent needs {here.shape[1:]} and {here.dtype}"
-                )
-        saved = (int(arrays["sequence_length"]), len(arrays["priorities"]))
-        if saved != (self.sequence_length, self.sampler.n_members):
-            raise ValueError(
-                f"The saved buffer has windows of {saved[0]} steps for {saved[1]} members, "
-                f"this agent needs {self.sequence_length} and {self.sampler.n_members}"
-            )
-        if int(arrays["size"]) > self.buffer_size:
-            raise ValueError(
-                f"The saved buffer holds {int(arrays['size'])} steps, more than this agent's buffer_size {self.buffer_size}"
-            )
-        try:
-            self.sampler.check_priorities(self._priorities_in(arrays))
-        except ValueError as error:
-            raise ValueError(f"The saved buffer does not fit this agent: {error}") from error
-        return arrays
-
-
-# What looking at arrays of the wrong kind can raise.
-_BROKEN_FILE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
-
-
-def _check_consistent(arrays: dict[str, np.ndarray], per_step: Iterable[str]) -> None:
-    """
-    :param arrays: What a file holds.
-    :param per_step: Names of the arrays with one row for each step.
-    :raises ValueError: If :meth:`SequenceReplayBuffer.save` cannot have written it.
-    """
-    size = int(arrays["size"])
-    after = np.arange(size) + arrays["steps_to_successor"]
-    running, priorities = arrays["running"], arrays["priorities"]
-    sound = {
-        "size": arrays["size"].shape == () and all(len(arrays[name]) == size for name in per_step),
-        "steps_to_successor": after.shape == (size,) and np.all((after >= np.arange(size)) & (after < size)),
-        "priorities": priorities.shape[1:] == (size,)
-        and np.all(np.isfinite(priorities) & (priorities >= 0))
-        and not np.any(priorities[:, ~arrays["is_window"]]),
-        "per": arrays["per"].shape == (2,) and np.all(np.isfinite(arrays["per"]) & (arrays["per"] >= 0)),
-        "n_added": arrays["n_added"].shape == () and size <= int(arrays["n_added"]) < 2**62,
-        "running": running.shape[1:] == (2,) and np.all((running >= 0) & (running[:, 1:] < size)),
-        "sequence_length": int(arrays["sequence_length"]) >= 1,
-        "largest_error": np.isfinite(float(arrays["largest_error"])),
-    }
-    for name in ("new_windows", "finished_windows"):
-        steps = arrays[name]
-        inside = steps.ndim == 1 and np.all((steps >= 0) & (steps < size))
-        sound[name] = inside and np.all(arrays["is_window"][steps])
-    if not all(sound.values()):
-        raise ValueError(f"impossible {[name for name, is_sound in sound.items() if not is_sound]}")

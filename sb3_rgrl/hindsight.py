@@ -10,8 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
-from sb3_rgrl.buffers import NO_STEP, SequenceReplayBuffer, StoredWindows
+from sb3_rgrl.buffers import SequenceReplayBuffer, StoredWindows
 from sb3_rgrl.observations import Observations, put, take
+from sb3_rgrl.saving_buffers import NO_STEP
 from sb3_rgrl.targets import WindowSamples
 
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
