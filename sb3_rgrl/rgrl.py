@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_rgrl.actions import SUPPORTED_SPACES
+from sb3_rgrl.arguments import as_train_freq, check_agent
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import check_finite, check_observation, check_reward, name_faults
 from sb3_rgrl.ewc import ElasticWeightConsolidation
@@ -226,10 +227,10 @@ class RGRL(SavedAlgorithm):
         return name_faults(SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper))
 
     def _setup_model(self) -> None:
-        self._check_hyperparameters()
+        check_agent(self)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        self.train_freq = _as_train_freq(self.train_freq)
+        self.train_freq = as_train_freq(self.train_freq)
         policy_kwargs = {"reward_range": _reward_range_of(self.env), **self.policy_kwargs}
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
@@ -295,42 +296,6 @@ class RGRL(SavedAlgorithm):
         if self.env is not None:
             buffer.set_env(self.env)
         return buffer
-
-    def _check_hyperparameters(self) -> None:
-        """
-        :raises ValueError: If one of them is out of its range.
-        """
-        for name in (
-            "ensemble_size",
-            "sequence_length",
-            "plan_horizon",
-            "n_candidates",
-            "exploration_candidates",
-            "batch_size",
-            "buffer_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "learning_rate",
-            "learning_starts",
-            "n_plan_iterations",
-            "action_learning_rate",
-            "action_init_std",
-            "per_exponent",
-            "per_epsilon",
-            "ewc_lambda",
-        ):
-            value = getattr(self, name)
-            if not callable(value) and not (value >= 0 and np.isfinite(value)):
-                raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
-        for name in ("dropout", "action_noise_correlation", "random_action_hold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
-        if self.gradient_steps < -1:
-            raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {self.gradient_steps}")
-        if not 0 < self.gamma <= 1:
-            raise ValueError(f"gamma must be more than 0 and at most 1, got {self.gamma}")
 
     # Algorithm 1
 
@@ -777,22 +742,6 @@ class RGRL(SavedAlgorithm):
         normalizer = self._vec_normalize_env
         self._check_observations(self._last_obs if normalizer is None else normalizer.get_original_obs())  # type: ignore[arg-type]
         return total_timesteps, callback
-
-
-def _as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
-    """
-    :param train_freq: ``n``, ``(n, "step")`` or ``(n, "episode")``.
-    :return: The same in SB3's form.
-    :raises ValueError: If it is none of these.
-    """
-    frequency, unit = train_freq if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
-    try:
-        parsed = TrainFreq(frequency, TrainFrequencyUnit(unit))
-    except ValueError as error:
-        raise ValueError(f"The unit of the `train_freq` must be either 'step' or 'episode' not '{unit}'!") from error
-    if not isinstance(frequency, int) or frequency < 1:
-        raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
-    return parsed
 
 
 def _reward_range_of(env: VecEnv | None) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.closed_form import MlpClosedForm, Units
+from sb3_rgrl.court import Court
 from sb3_rgrl.policies import CnnEnsemblePolicy, MlpEnsemblePolicy
 from tests.test_judges import make_policy
 from tests.test_run import SMALL
@@ -171,7 +172,7 @@ def test_remembered_draws_are_forgotten_with_other_settings(name, value):
     setattr(policy.planner, name, value)
     after = policy.plan(observations(2)).preactivated
     assert not np.array_equal(before, after)
-    policy._fixed_draws = None
+    policy._court = Court()
     np.testing.assert_array_equal(after, policy.plan(observations(2)).preactivated)
 
 

@@ -185,7 +185,7 @@ def planned(policy: EnsemblePolicy) -> tuple[np.ndarray, ...]:
 
 def without_memory(policy: EnsemblePolicy) -> EnsemblePolicy:
     fresh = copy.deepcopy(policy)
-    assert fresh._closed_form is None
+    assert fresh._court.form is None
     return fresh
 
 

@@ -1,0 +1,104 @@
+"""Arguments of agents and policies: what cannot be is told before anything is made of it."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+
+from sb3_rgrl.goals import AIMS
+from sb3_rgrl.searches import check_search
+
+
+def check_agent(agent: Any) -> None:
+    """
+    :param agent: The agent, of which those are the attributes.
+    :raises ValueError: If one of them is out of its range.
+    """
+    for name in (
+        "ensemble_size",
+        "sequence_length",
+        "plan_horizon",
+        "n_candidates",
+        "exploration_candidates",
+        "batch_size",
+        "buffer_size",
+    ):
+        if getattr(agent, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(agent, name)}")
+    for name in (
+        "learning_rate",
+        "learning_starts",
+        "n_plan_iterations",
+        "action_learning_rate",
+        "action_init_std",
+        "per_exponent",
+        "per_epsilon",
+        "ewc_lambda",
+    ):
+        value = getattr(agent, name)
+        if not callable(value) and not (value >= 0 and np.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
+    for name in ("dropout", "action_noise_correlation", "random_action_hold"):
+        if not 0 <= getattr(agent, name) < 1:
+            raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(agent, name)}")
+    if agent.gradient_steps < -1:
+        raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {agent.gradient_steps}")
+    if not 0 < agent.gamma <= 1:
+        raise ValueError(f"gamma must be more than 0 and at most 1, got {agent.gamma}")
+
+
+def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
+    """
+    :param train_freq: ``n``, ``(n, "step")`` or ``(n, "episode")``.
+    :return: The same in SB3's form.
+    :raises ValueError: If it is none of these.
+    """
+    frequency, unit = train_freq if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
+    try:
+        parsed = TrainFreq(frequency, TrainFrequencyUnit(unit))
+    except ValueError as error:
+        raise ValueError(f"The unit of the `train_freq` must be either 'step' or 'episode' not '{unit}'!") from error
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
+    return parsed
+
+
+def check_policy(
+    *,
+    plan_horizon: int,
+    sequence_length: int,
+    aim: str,
+    search: str,
+    action_initializer: str,
+    n_plan_iterations: int,
+    n_warm_iterations: int | None,
+    execute_steps: int,
+    exploration_candidates: int,
+    return_expectile: float,
+    windows_per_sample: int,
+) -> None:
+    """
+    Those of :class:`~sb3_rgrl.policies.EnsemblePolicy` that depend on each other, or that no other part of it checks.
+
+    :raises ValueError: If one of them is out of its range.
+    """
+    if plan_horizon < 1 or plan_horizon % sequence_length != 0:
+        raise ValueError(
+            f"plan_horizon must be a multiple of sequence_length, for members are unrolled window after window: "
+            f"got {plan_horizon} and {sequence_length}"
+        )
+    if aim not in AIMS:
+        raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
+    check_search(search, action_initializer, n_warm_iterations)
+    if n_warm_iterations is not None and not 0 <= n_warm_iterations <= n_plan_iterations:
+        raise ValueError(
+            f"n_warm_iterations must be 0 to n_plan_iterations, which is {n_plan_iterations}, got {n_warm_iterations}"
+        )
+    if not 1 <= execute_steps <= plan_horizon:
+        raise ValueError(f"execute_steps must be 1 to plan_horizon, which is {plan_horizon}, got {execute_steps}")
+    if exploration_candidates < 1:
+        raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
+    if not 0.0 < return_expectile < 1.0:
+        raise ValueError(f"return_expectile must be more than 0 and less than 1, got {return_expectile}")
+    if windows_per_sample < 1:
+        raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

@@ -1,0 +1,241 @@
+"""How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
+from sb3_rgrl.court import Court, Draws
+from sb3_rgrl.expecting import ExpectingPolicy
+from sb3_rgrl.goals import Goal
+from sb3_rgrl.imagination import Units
+from sb3_rgrl.judges import AutogradJudges, Case, Judges
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
+from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
+from sb3_rgrl.starts import PlanStarts
+
+
+@dataclass
+class Plan:
+    """
+    What was decided for n states, and how it came about. T is the horizon, m the size of the ensemble.
+
+    :param actions: The plans as actions of the environment, shape (n, T, ``*action_space.shape``).
+    :param preactivated: The plans as the planner moves them, shape (n, T, action_dim).
+    :param error_before: Mean error of the initial plans, shape (n,).
+    :param error: Error of the chosen plan, mean over the ensemble, shape (n,).
+    :param disagreement: Standard deviation of that error over the members, shape (n,).
+    :param descent: The population on its way, to look at.
+    """
+
+    actions: np.ndarray
+    preactivated: np.ndarray
+    error_before: np.ndarray
+    error: np.ndarray
+    disagreement: np.ndarray
+    descent: Descent[Any]
+
+
+class DecidingPolicy(ExpectingPolicy):
+    """The part of :class:`~sb3_rgrl.policies.EnsemblePolicy` that plans."""
+
+    planner: MwmSgdPlanner
+    starts: PlanStarts
+    search: str
+    exploration_candidates: int
+    warm_start: bool
+    n_warm_iterations: int | None
+    fast_gradients: bool
+    prediction_generator: np.random.Generator
+    _court: Court
+
+    def seed_noise(self) -> None:
+        """Seed the noise of plans and the draws of thinned members anew, from torch's generator."""
+        seed = int(th.randint(2**62, ()))
+        # Predictions draw from a generator of their own: looking at an agent, as evaluation does, must not change how it
+        # learns.
+        self.generator = _generator(seed)
+        self.prediction_generator = np.random.Generator(np.random.PCG64(seed).jumped())
+
+    def plan(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+        generator: np.random.Generator | None = None,
+    ) -> Plan:
+        """
+        Plan, and tell how it went.
+
+        :param observation: One observation or n of them.
+        :param state: The last plans, as :meth:`predict` returned them, to start from; None: from noise alone.
+        :param episode_start: Where an episode begins, so that the last plan means nothing, shape (n,).
+        :param deterministic: Whether the noise depends on nothing but the observation.
+        :param generator: Source of the noise where it does not; None: one that learning has no part in.
+        :return: The plan for each observation.
+        """
+        # The caller may be in no_grad or inference_mode; planning needs gradients.
+        with th.inference_mode(False), th.enable_grad():
+            states = self.standardised_states(observation)
+            if deterministic:
+                generator = None
+            elif generator is None:
+                generator = self.prediction_generator
+            starts = self._starts_of_search()
+            if generator is None:
+                plans = starts.of_states(self._noise_keys(observation, states))
+            else:
+                plans = starts.fresh(len(states), generator)
+            n_iterations = None
+            if state is not None and self.warm_start:
+                plans = starts.warm(plans, state[0], episode_start)
+                n_iterations = self._iterations_when_warm(len(states), episode_start)
+            n_considered = self._n_considered(deterministic)
+            return self._decide(states, plans, n_considered, generator, n_iterations)
+
+    def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
+        """
+        :return: What the noise of a deterministic decision depends on, the same to the last bit for an observation alone
+            and for one among many, shape (n, k).
+        """
+        if type(self.features_extractor) is FlattenExtractor:
+            return _as_numpy(states)
+        # Nets round in another way for each number of rows: their features are no key, the observation itself is.
+        tensors, _ = self.obs_to_tensor(observation)
+        parts = [tensors[name] for name in sorted(tensors)] if isinstance(tensors, dict) else [tensors]
+        return np.concatenate([_as_numpy(part).reshape(len(states), -1) for part in parts], axis=1)
+
+    @property
+    def searcher(self) -> Search:
+        """What finds plans: the planner, or a control in its place."""
+        return make_search(self.search, self.planner, self.starts.correlation)
+
+    def _starts_of_search(self) -> PlanStarts:
+        n_starts = self.searcher.n_starts(self.starts.n_plans)
+        return self.starts if n_starts == self.starts.n_plans else replace(self.starts, n_plans=n_starts)
+
+    def _n_considered(self, deterministic: bool) -> int:
+        return self.starts.n_plans if deterministic else min(self.exploration_candidates, self.starts.n_plans)
+
+    def _iterations_when_warm(self, n_states: int, episode_start: np.ndarray | None) -> np.ndarray | None:
+        """
+        :return: Iterations of each state, shape (n,); None: all have the same as ever.
+        """
+        if self.n_warm_iterations is None:
+            return None
+        n_iterations = np.full(n_states, min(self.n_warm_iterations, self.planner.n_iterations))
+        if episode_start is not None:
+            n_iterations[np.asarray(episode_start, dtype=bool)] = self.planner.n_iterations
+        return n_iterations
+
+    def _decide(
+        self,
+        states: th.Tensor,
+        plans: np.ndarray,
+        n_considered: int,
+        generator: np.random.Generator | None,
+        n_iterations: np.ndarray | None = None,
+    ) -> Plan:
+        """
+        :param states: Standardised states, shape (n, d).
+        :param plans: Initial pre-activated actions, shape (P, n, T, action_dim).
+        :param n_considered: How many of them can be chosen in the end, drawn at random.
+        :param generator: Source of the draws of members and of the units that they miss; None: the same ones each time.
+        :param n_iterations: See :meth:`MwmSgdPlanner.descend`.
+        :return: The best plan for each state.
+        """
+        judges, draws = self._judges(states, len(plans), generator)
+        searcher = self.searcher
+        descent: Descent[Any]
+        if n_iterations is None:
+            judge_fn = judges.gradient if searcher.needs_gradients else judges.error
+            descent = searcher.descend(judges.take(plans), judge_fn, draws.dealt)
+        else:
+            descent = self.planner.descend(judges.take(plans), judges.gradient, draws.dealt, n_iterations)
+        candidates = descent.preactivated
+        if n_considered < len(candidates):
+            candidates = candidates[draws.generator.permutation(len(candidates))[:n_considered]]
+        return self._choose(judges, candidates, descent)
+
+    def _judges(self, states: th.Tensor, population: int, generator: np.random.Generator | None) -> tuple[Judges[Any], Draws]:
+        """
+        :param states: Standardised states, shape (n, d).
+        :param population: Number P of plans.
+        :param generator: See :meth:`_decide`.
+        :return: Who judges plans, and what is drawn for that.
+        """
+        # Closed forms work in place: outside of the CPU and in other precisions autograd does.
+        on_cpu = states.device.type == "cpu" and states.dtype == self.discounts.dtype == th.float32
+        in_closed_form = on_cpu and self.fast_gradients and self._court.can_judge(self.ensemble, self.action_space)
+        if in_closed_form and generator is None and self.search == "gradient":
+            draws = self._court.fixed_draws(self.planner, self.ensemble, population)
+        else:
+            generator = generator or _generator(0)
+            draws = Draws(generator, [], generator)
+        if not in_closed_form:
+            case = Case(states, self.goal(), self.units(), draws.generator)
+            return AutogradJudges(self.ensemble, self.codec, case), draws
+        n_draws, depend_on = max(self.planner.n_iterations, 1), self._depend_on()
+        return self._court.judges(self.ensemble, self.codec, states, self._aims, depend_on, draws, n_draws), draws
+
+    def _aims(self) -> tuple[Goal, Units]:
+        return self.goal(), self.units()
+
+    def _depend_on(self) -> tuple[list[th.Tensor], Hashable]:
+        """
+        :return: All that members, goal and units depend on.
+        """
+        scales, desired = self.scales, self.desired_reward
+        rewards, returns = scales.reward, scales.return_to_go
+        tensors = [
+            *self.ensemble.parameters(),
+            *(scales.state.std, scales.state_change.std, rewards.mean, rewards.std, returns.mean, returns.std),
+            *(scales.best_reward, scales.best_return, self.discounts),
+        ]
+        others = (self.aim, tuple(desired) if isinstance(desired, list) else desired, self.gamma, self.return_weight)
+        return tensors, others
+
+    def _choose(self, judges: Judges[Any], candidates: Any, descent: Descent[Any]) -> Plan:
+        """
+        :param judges: Who judges plans.
+        :param candidates: Those that can be chosen, shape (P, n, T, action_dim).
+        :param descent: How they came about.
+        :return: The best plan for each state.
+        """
+        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates)))
+        if not np.isfinite(error).all():
+            raise ValueError(
+                "The error of the best plan is not finite: the observation or the members' weights are not finite, "
+                "or action_learning_rate is far too large."
+            )
+        best = _as_numpy(candidates[chosen, np.arange(len(chosen))])
+        executed = self.codec.execute(best.reshape(-1, best.shape[-1]))
+        return Plan(
+            actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),
+            preactivated=best,
+            error_before=_as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
+            error=error,
+            disagreement=disagreement,
+            descent=descent,
+        )
+
+    def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:
+        """
+        :param deterministic: See :meth:`plan`.
+        :return: How often a member judges a plan for one observation, a gradient counted as two: the same for all ways to
+            search. With ``n_warm_iterations`` those that go on from the last decision take fewer.
+        """
+        return count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, self._n_considered(deterministic))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
+    return as_numpy

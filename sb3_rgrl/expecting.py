@@ -1,0 +1,182 @@
+"""What an ensemble expects: observations become states, plans rewards and returns; and how far that is from what happened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
+from sb3_rgrl.goals import Goal, check_desired_reward, make_goal
+from sb3_rgrl.imagination import Outcome, Units, imagine
+from sb3_rgrl.losses import WindowErrors, window_errors
+from sb3_rgrl.observations import each, from_zero
+from sb3_rgrl.targets import Scales, WindowSamples
+
+
+class ExpectingPolicy(BasePolicy):
+    """
+    The part of :class:`~sb3_rgrl.policies.EnsemblePolicy` that tells what its members expect, what is desired of that, and
+    how far it was from what happened.
+    """
+
+    ensemble_size: int
+    ensemble: Ensemble | MixedEnsemble
+    scales: Scales
+    codec: ActionCodec
+    features_extractor: BaseFeaturesExtractor
+    _states_are_observations: bool
+    generator: np.random.Generator
+    aim: str
+    desired_reward: float | list[float] | None
+    reward_range: Sequence[float] | None
+    gamma: float
+    discounts: th.Tensor
+    return_weight: float
+    return_expectile: float
+
+    # States
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """
+        :param obs: Observations, shape (n, ``*obs_shape``), or a dict of such tensors.
+        :param features_extractor: What makes states out of them.
+        :return: States in raw units, shape (n, d).
+        """
+        return super().extract_features(from_zero(obs, self.observation_space), features_extractor)
+
+    def states_of(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: Shape (..., ``*obs_shape``), two dimensions in front, or a dict of such tensors.
+        :return: States in raw units, same dimensions in front and then d.
+        """
+        some = next(iter(observations.values())) if isinstance(observations, dict) else observations
+        flat = each(lambda part: part.flatten(end_dim=1), observations)
+        return self.extract_features(flat, self.features_extractor).reshape(*some.shape[:2], -1)
+
+    @property
+    def learns_features(self) -> bool:
+        """Whether the features extractor learns, so that the state of an observation is not what it was."""
+        return any(parameter.requires_grad for parameter in self.features_extractor.parameters())
+
+    def next_states_of(self, windows: WindowSamples) -> th.Tensor:
+        """
+        :param windows: Windows with N milestones.
+        :return: States at them in raw units, without a graph: a features extractor that learns must not move the target
+            to where it is easy to hit. Shape (g, b, N, d).
+        """
+        with th.no_grad():
+            n_groups, batch, n_milestones = windows.terminated.shape
+            flat = each(lambda part: part.flatten(start_dim=1, end_dim=2), windows.next_observations)
+            return self.states_of(flat).reshape(n_groups, batch, n_milestones, -1)
+
+    def standardised_states(self, observation: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+        """
+        :param observation: One observation or n of them.
+        :return: States in the members' units, shape (n, d).
+        """
+        unit = self.scales.state
+        if self._states_are_observations and unit.mean.device.type == "cpu":
+            # What the way over torch below comes to, in a tenth of the time.
+            as_array = np.asarray(observation)
+            self.is_vectorized_observation(as_array)
+            raw = as_array.astype(np.float32, copy=False).reshape(-1, unit.mean.shape[0])
+            return th.from_numpy((raw - unit.mean.numpy()) / unit.std.numpy())
+        obs_tensor, _ = self.obs_to_tensor(observation)
+        with th.no_grad():
+            states: th.Tensor = self.scales.state(self.extract_features(obs_tensor, self.features_extractor))
+        return states
+
+    # Expecting
+
+    def units(self) -> Units:
+        """
+        :return: How outputs of the members are meant now.
+        """
+        scales = self.scales
+        reward, return_to_go = scales.reward, scales.return_to_go
+        return Units(scales.relative_change, reward.mean, reward.std, return_to_go.mean, return_to_go.std)
+
+    def imagine(self, state: th.Tensor, actions: th.Tensor, members: Any) -> Outcome:
+        """
+        Unroll members along plans, window after window.
+
+        :param state: Standardised states, shape (g, b, d).
+        :param actions: Encoded actions, shape (g, b, T, action_dim), T a multiple of ``sequence_length``.
+        :param members: The g members that are asked.
+        :return: What they expect.
+        """
+        return imagine(self.ensemble, state, actions, members, self.units())
+
+    def predict_reward(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> th.Tensor:
+        """
+        What each member expects of given plans, f(W_i, (s, a_1 .. a_T)).
+
+        :param observation: One observation or n of them.
+        :param actions: Actions of the environment, shape (n, T, ``*action_space.shape``), T a multiple of
+            ``sequence_length``.
+        :return: Rewards in raw units, shape (m, n, T).
+        """
+        return self._expect(observation, actions).rewards
+
+    def predict_return(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> th.Tensor:
+        """
+        What each member expects of given plans, and of what follows them, in one number.
+
+        :param observation: See :meth:`predict_reward`.
+        :param actions: See :meth:`predict_reward`, as many as ``plan_horizon``.
+        :return: Discounted return in raw units, shape (m, n): of the plan and what follows, or, without ``return_weight`` and
+            before a return was observed, of the plan alone.
+        """
+        with th.inference_mode(False), th.no_grad():
+            return self.goal().expected_return(self._expect(observation, actions))
+
+    def _expect(self, observation: np.ndarray | dict[str, np.ndarray], actions: np.ndarray) -> Outcome:
+        with th.inference_mode(False), th.no_grad():
+            states = self.standardised_states(observation)
+            shape = (len(states), -1, self.codec.dim)
+            flat = np.asarray(actions).reshape(-1, *(self.action_space.shape or ()))
+            encoded = th.as_tensor(self.codec.encode(flat), device=self.device).reshape(shape)
+            for_all = (self.ensemble_size, -1, -1)
+            return self.imagine(states.expand(*for_all), encoded.expand(*for_all, -1), self.ensemble.members())
+
+    # Desiring
+
+    def set_desired_reward(self, desired_reward: float | Sequence[float] | None) -> None:
+        """
+        :param desired_reward: The reward r* that plans aim at from now on, one number or one for each member; None: a
+            little more than the best that was seen so far.
+        :raises ValueError: If it is not that, or out of ``reward_range``.
+        """
+        self.desired_reward = check_desired_reward(desired_reward, self.ensemble_size, self.reward_range)
+
+    def goal(self) -> Goal:
+        """
+        :return: What the members' plans aim at now.
+        """
+        return make_goal(
+            self.aim,
+            self.desired_reward,
+            self.ensemble_size,
+            self.scales,
+            self.discounts,
+            self.gamma,
+            self.return_weight,
+        )
+
+    # Learning
+
+    def window_errors(self, windows: WindowSamples, thin: bool = True) -> WindowErrors:
+        """
+        :param windows: Windows of all m members.
+        :param thin: Whether members are thinned by dropout.
+        :return: The members' errors on them, Eq. (3).
+        """
+        members = self.ensemble.members(thinning=self.generator if thin else None)
+        states, next_states = self.states_of(windows.observations), self.next_states_of(windows)
+        weights = self.return_weight, self.return_expectile
+        return window_errors(self.ensemble, members, self.scales, windows, states, next_states, *weights)
