@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 # Single precision holds numbers up to 3e38, and returns are sums of rewards.
@@ -112,6 +112,74 @@ def check_reward(env: int, reward: Any) -> None:
         raise EnvironmentFault(
             env, f"returned a reward beyond {LARGEST_REWARD:g}, too large to be summed in single precision: {reward!r}."
         )
+
+
+def check_observations(observations: VecEnvObs, n_envs: int, space: spaces.Space[Any]) -> None:
+    """
+    :param observations: What all environments returned.
+    :param n_envs: Number of environments.
+    :param space: Their observation space.
+    :raises EnvironmentFault: See :func:`check_observation`.
+    :raises ValueError: If there are more or fewer observations than environments.
+    """
+    per_env: list[Any]
+    if isinstance(observations, dict):
+        per_env = [dict(zip(observations, parts, strict=True)) for parts in zip(*observations.values(), strict=False)]
+    else:
+        per_env = list(observations)
+    if len(per_env) != n_envs:
+        raise ValueError(f"{n_envs} environment(s) returned {len(per_env)} observation(s)")
+    for env, observation in enumerate(per_env):
+        check_observation(env, observation, space)
+
+
+def check_step(
+    new_obs: VecEnvObs,
+    rewards: np.ndarray,
+    infos: list[dict[str, Any]],
+    n_envs: int,
+    space: spaces.Space[Any],
+    normalizer: VecNormalize | None,
+) -> None:
+    """
+    SB3's vectorized environments have looked already, before their wrappers changed anything: this is for wrappers that
+    bring in what is bad, and for vectorized environments of other kinds.
+
+    :param new_obs: Observations that a step of all environments returned.
+    :param rewards: Its rewards, shape (n_envs,).
+    :param infos: Its infos.
+    :param n_envs: Number of environments.
+    :param space: Their observation space.
+    :param normalizer: What normalized them.
+    :raises EnvironmentFault: If any of that cannot be learned from.
+    """
+    if normalizer is not None:
+        # It clips what is infinite, and returns floating point numbers whatever the space says.
+        new_obs, rewards = normalizer.get_original_obs(), normalizer.get_original_reward()
+    check_observations(new_obs, n_envs, space)
+    for env in range(n_envs):
+        check_reward(env, rewards[env])
+        terminal = infos[env].get("terminal_observation")
+        if terminal is not None and normalizer is None:
+            check_observation(env, terminal, space, "a terminal observation")
+        elif terminal is not None:
+            check_finite(env, terminal, "a terminal observation")
+
+
+def reward_range_of(env: VecEnv | None) -> tuple[float, float] | None:
+    """
+    :param env: Environments, if there are any.
+    :return: The least and the largest reward, where environments tell it as Gym's once did; None: they do not.
+    """
+    # Asking for an attribute that is not there would end the process of an environment.
+    if env is None or not env.has_attr("reward_range"):
+        return None
+    try:
+        ranges = np.array(env.get_attr("reward_range"), dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError):
+        # Something else of that name
+        return None
+    return float(ranges[:, 0].min()), float(ranges[:, 1].max())
 
 
 def name_faults(env: VecEnv) -> VecEnv:

@@ -1,0 +1,214 @@
+"""Learning: lines 19-25 of Algorithm 1 of the paper, and the units of what there is to learn."""
+
+import warnings
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_rgrl.buffers import SequenceReplayBuffer
+from sb3_rgrl.ewc import ElasticWeightConsolidation
+from sb3_rgrl.logs import Update, log_updates
+from sb3_rgrl.policies import EnsemblePolicy
+from sb3_rgrl.targets import WindowSamples, alive_before
+
+
+class LearningAlgorithm(BaseAlgorithm):
+    """The part of :class:`~sb3_rgrl.rgrl.RGRL` that lets its members learn from the windows in its buffer."""
+
+    # The per-window Fisher information is a mean over windows, each of which takes a gradient of its own: so many, drawn
+    # from the whole buffer, estimate it without bias. "As one batch" takes all of them.
+    FISHER_WINDOWS: ClassVar[int] = 512
+    # Of how many windows the units of states are measured anew before each learning phase, where features are learned.
+    UNIT_WINDOWS: ClassVar[int] = 256
+    # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
+    # with a rare reward stay below.
+    OUTLIER: ClassVar[float] = 1e4
+
+    policy: EnsemblePolicy
+    replay_buffer: SequenceReplayBuffer | None
+    ewc: ElasticWeightConsolidation
+    batch_size: int
+    gamma: float
+    ensemble_size: int
+    sequence_length: int
+    ewc_lambda: float
+    ewc_fisher: str
+    _stop_soon: bool
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Every member learns from windows that it draws for itself (Algorithm 1, lines 19-25).
+
+        :param gradient_steps: Number of updates.
+        :param batch_size: Windows per member and update.
+        :raises ValueError: If the loss or a weight is not finite.
+        """
+        buffer, policy = self.replay_buffer, self.policy
+        assert buffer is not None
+        self._take_in_new_windows(buffer)
+        if buffer.n_windows == 0:
+            self._warn_of_short_episodes()
+            return
+        policy.set_training_mode(True)
+        self._update_learning_rate(policy.optimizer)
+
+        updates = []
+        for _ in range(gradient_steps):
+            if buffer.priority_refresh == "all":
+                self._renew_priorities(buffer, buffer.all_windows())
+            updates.append(self._update(buffer, batch_size))
+            if self._stop_soon:
+                break
+        self._check_weights()
+        if self.ewc_lambda > 0 and not self._stop_soon:
+            self.ewc.consolidate(self._losses_on_everything(buffer))
+        self._n_updates += len(updates)
+        log_updates(self.logger, updates, self._n_updates)
+
+    def _update(self, buffer: SequenceReplayBuffer, batch_size: int) -> Update:
+        """
+        :param buffer: The replay buffer.
+        :param batch_size: Windows per member.
+        :return: How it went.
+        """
+        policy = self.policy
+        windows = buffer.sample(batch_size, env=self._vec_normalize_env)
+        errors = policy.window_errors(windows)
+        member_losses = errors.losses.mean(dim=-1)
+        self._check_loss(member_losses)
+        # Members share no weight, so the sum trains each of them by its own loss.
+        loss, penalty = member_losses.sum(), self.ewc.penalty()
+        policy.optimizer.zero_grad()
+        (loss + penalty).backward()  # type: ignore[no-untyped-call]
+        policy.optimizer.step()
+        buffer.update_priorities(windows.indices, errors.rewards, errors.returns)
+        return Update(
+            loss=loss.item() / self.ensemble_size,
+            ewc_penalty=penalty.item() / self.ensemble_size,
+            reward_error=errors.rewards.mean().item() / windows.rewards.shape[-1],
+            return_error=errors.returns.mean().item(),
+            state_loss=errors.state_loss.item(),
+        )
+
+    # Units and priorities
+
+    def _take_in_new_windows(self, buffer: SequenceReplayBuffer) -> None:
+        """Let new windows and returns into the units of the members, and give them their first priorities."""
+        new, finished = buffer.pop_new_windows(), buffer.pop_finished_windows()
+        scales = self.policy.scales
+        with th.no_grad():
+            for chunk in _chunks(new, self._windows_at_once):
+                windows = buffer.as_drawn(chunk[None], env=self._vec_normalize_env)
+                states, changes, alive = self._changes_of_state(windows)
+                self._warn_of_outliers(windows.rewards)
+                scales.learn_windows(states, changes, windows.rewards[0, :, : self.sequence_length], alive)
+            if self.policy.learns_features and buffer.n_windows > 0:
+                every = buffer.all_windows()
+                some = every[buffer.rng.integers(len(every), size=self.UNIT_WINDOWS)]
+                scales.renew_states(*self._changes_of_state(buffer.as_drawn(some[None], env=self._vec_normalize_env)))
+            # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
+            # the start of a long episode would be no record, and that is where the largest returns are.
+            told = [
+                self._returns_of(buffer.as_drawn(chunk[None], env=self._vec_normalize_env, aged=False))
+                for chunk in _chunks(finished, self._windows_at_once)
+            ]
+            if told:
+                returns, weights, alive, from_start = map(th.cat, zip(*told, strict=True))
+                scales.learn_returns(returns, weights * alive)
+                scales.learn_best_return(from_start, weights[:, -1])
+        self._renew_priorities(buffer, np.union1d(new, finished))
+
+    @property
+    def _windows_at_once(self) -> int:
+        # Of images no more than in an update, which fits into memory.
+        return self.batch_size if any(True for _ in self.policy.features_extractor.parameters()) else 4096
+
+    def _changes_of_state(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Of n windows the states at their start, shape (n, d), their changes to each of the K milestones of the first
+            window of a sample, which stands for all (the others begin where other samples do), shape (n, K, d), and which
+            of them count, shape (n, K).
+        """
+        n_milestones = self.policy.ensemble.n_milestones
+        states = self.policy.states_of(windows.observations)[0]
+        changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
+        return states, changes, alive_before(windows.terminated[0, :, :n_milestones])
+
+    def _returns_of(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: Of n windows the returns-to-go at their N milestones, how much of each was observed, and which of them count,
+            each of shape (n, N); and the discounted return from their start on, shape (n,).
+        """
+        rewards, returns = windows.rewards[0], windows.returns_to_go[0]
+        length = rewards.shape[-1]
+        discounts = self.gamma ** th.arange(length, dtype=th.float32, device=returns.device)
+        from_start = (rewards * discounts).sum(dim=-1) + self.gamma**length * returns[:, -1]
+        return returns, windows.return_weights[0], alive_before(windows.terminated[0]), from_start
+
+    def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray) -> None:
+        for chunk in _chunks(windows, self._windows_at_once):
+            indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
+            with th.no_grad():
+                errors = self.policy.window_errors(buffer.windows(indices, env=self._vec_normalize_env), thin=False)
+            buffer.update_priorities(indices, errors.rewards, errors.returns)
+
+    def _losses_on_everything(self, buffer: SequenceReplayBuffer) -> Iterator[th.Tensor]:
+        """
+        :return: The members' losses on the windows that F is made of, in shares that fit into memory, each of shape (m, b).
+        """
+        windows = buffer.all_windows()
+        if self.ewc_fisher == "window" and len(windows) > self.FISHER_WINDOWS:
+            windows = buffer.rng.choice(windows, self.FISHER_WINDOWS, replace=False)
+        for chunk in _chunks(windows, min(self.ewc.chunk_size, self._windows_at_once)):
+            indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
+            samples = buffer.as_drawn(indices, env=self._vec_normalize_env)
+            yield self.policy.window_errors(samples, thin=False).losses
+
+    # What goes wrong
+
+    def _check_loss(self, member_losses: th.Tensor) -> None:
+        if not th.isfinite(member_losses).all():
+            bad = th.nonzero(~th.isfinite(member_losses)).flatten().tolist()
+            raise ValueError(
+                f"The loss of member(s) {bad} is not finite at update {self._n_updates}: {member_losses.tolist()}. "
+                "The weights were not changed. Try a smaller learning_rate, or rewards and observations of smaller size."
+            )
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.policy.named_parameters():
+            if not th.isfinite(parameter).all():
+                raise ValueError(
+                    f"The weights {name} are not finite any more after update {self._n_updates}. "
+                    "Try a smaller learning_rate and continue from an earlier checkpoint."
+                )
+
+    def _warn_of_outliers(self, rewards: th.Tensor) -> None:
+        units = self.policy.scales.reward
+        # After the end of an episode windows have 0, which is no reward.
+        rewards = rewards[rewards != 0]
+        distances = units(rewards).abs()
+        if len(rewards) > 0 and bool(units.varies) and units.count >= 100 and distances.max() > self.OUTLIER:
+            reward = rewards[distances.argmax()]
+            warnings.warn(
+                f"A reward of {reward:g} is {distances.max():.2g} standard deviations away from the mean of those before it. "
+                "In the units that it makes the others can hardly be told apart any more, so little may be learned from them. "
+                "Clip or transform rewards if it means no more than they do.",
+                stacklevel=2,
+            )
+
+    def _warn_of_short_episodes(self) -> None:
+        if self._episode_num >= 10:
+            warnings.warn(
+                f"Nothing is learned: each episode so far was cut off after fewer than the "
+                f"{self.sequence_length * self.policy.windows_per_sample} steps of a window, so there is none. Actions stay "
+                "random. Choose a smaller sequence_length, or let episodes end by termination where they really end.",
+                stacklevel=2,
+            )
+
+
+def _chunks(windows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(windows), size):
+        yield windows[start : start + size]
