@@ -24,11 +24,11 @@ class ActingAlgorithm(BaseAlgorithm):
     # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``.
     FIRST_EPISODES: ClassVar[int] = 2
     PATIENCE: ClassVar[int] = 10
+
     policy: EnsemblePolicy
     replay_buffer: SequenceReplayBuffer | None
     learning_starts: int
     random_action_hold: float
-    # What the running episodes of the training environments have to remember; never saved.
     _last_plans: tuple[np.ndarray, ...] | None
     _last_random_actions: np.ndarray | None
     _n_episodes_ended: int
