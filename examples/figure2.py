@@ -73,6 +73,7 @@ SETTINGS: Settings = {
     "action_init_std": 1.0,
     "action_learning_rate": 0.3,
     "policy_kwargs.warm_start": True,
+    "policy_kwargs.execute_steps": 1,
     "exploration_candidates": 10,  # all of them: the paper executes the one it has
     # Each 10 episodes 2,000 updates with one window, with all priorities renewed each time. Here: as many updates as steps,
     # after each episode, and the priorities of what was drawn.

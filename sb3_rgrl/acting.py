@@ -15,7 +15,7 @@ from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import check_observations, check_step
 from sb3_rgrl.logs import log_plan
 from sb3_rgrl.observations import Observations, put
-from sb3_rgrl.policies import EnsemblePolicy
+from sb3_rgrl.policies import EnsemblePolicy, Plan
 
 
 class ActingAlgorithm(BaseAlgorithm):
@@ -130,7 +130,7 @@ class ActingAlgorithm(BaseAlgorithm):
 
     def _sample_action(self) -> np.ndarray:
         """
-        :return: Random actions until ``learning_starts``, then the first actions of plans (Eq. 1), shape
+        :return: Random actions until ``learning_starts``, then those of plans (Eq. 1), shape
             (n_envs, ``*action_space.shape``).
         """
         assert self._last_obs is not None
@@ -138,12 +138,14 @@ class ActingAlgorithm(BaseAlgorithm):
         if not self._may_plan():
             return self._random_actions(self._last_episode_starts)
         began = time.perf_counter()
-        plan = self.policy.plan(
-            self._last_obs, self._last_plans, self._last_episode_starts, deterministic=False, generator=self.policy.generator
+
+        def log(plan: Plan) -> None:
+            log_plan(self.logger, plan, 1e3 * (time.perf_counter() - began) / len(plan.actions))
+
+        actions, self._last_plans = self.policy.act(
+            self._last_obs, self._last_plans, self._last_episode_starts, False, self.policy.generator, log
         )
-        self._last_plans = (plan.preactivated,)
-        log_plan(self.logger, plan, 1e3 * (time.perf_counter() - began) / self.n_envs)
-        return plan.actions[:, 0]
+        return actions
 
     def _may_plan(self) -> bool:
         """

@@ -75,6 +75,7 @@ def check_policy(
     execute_steps: int,
     exploration_candidates: int,
     return_expectile: float,
+    return_trust: float | None,
     windows_per_sample: int,
 ) -> None:
     """
@@ -94,11 +95,13 @@ def check_policy(
         raise ValueError(
             f"n_warm_iterations must be 0 to n_plan_iterations, which is {n_plan_iterations}, got {n_warm_iterations}"
         )
-    if not 1 <= execute_steps <= plan_horizon:
-        raise ValueError(f"execute_steps must be 1 to plan_horizon, which is {plan_horizon}, got {execute_steps}")
+    if execute_steps < 1:
+        raise ValueError(f"execute_steps must be at least 1, got {execute_steps}")
     if exploration_candidates < 1:
         raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
     if not 0.0 < return_expectile < 1.0:
         raise ValueError(f"return_expectile must be more than 0 and less than 1, got {return_expectile}")
+    if return_trust is not None and not 0.0 <= return_trust <= 1.0:
+        raise ValueError(f"return_trust must be None or a number from 0 to 1, got {return_trust}")
     if windows_per_sample < 1:
         raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

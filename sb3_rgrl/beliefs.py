@@ -63,16 +63,18 @@ class Beliefs:
         """Number of environments."""
         return len(self._running)
 
-    def decide(self, step: int, expected: np.ndarray, horizon: int | None = None) -> None:
+    def decide(self, step: int, expected: np.ndarray, horizon: int | None = None, decided: np.ndarray | None = None) -> None:
         """
         Take in the decisions of a step, before its rewards.
 
         :param step: Environment steps so far, those of the decisions included.
         :param expected: What each member expects of the plan in each environment, shape (m, n_envs).
         :param horizon: Of how many rewards that is the discounted sum; None: of all that follow.
+        :param decided: Where there was one, shape (n_envs,); None: everywhere.
         """
         means, spreads = expected.mean(axis=0), expected.std(axis=0)
-        for episode, mean, spread in zip(self._running, means, spreads, strict=True):
+        for env in range(self.n_envs) if decided is None else np.flatnonzero(decided):
+            episode, mean, spread = self._running[env], means[env], spreads[env]
             episode.decisions.append(_Decision(len(episode.rewards), step, float(mean), float(spread), horizon))
 
     def receive(self, rewards: np.ndarray, dones: np.ndarray, terminated: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_rgrl.court import Court, Draws
+from sb3_rgrl.execution import go_on, left_of
 from sb3_rgrl.expecting import ExpectingPolicy
 from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import Units
@@ -47,6 +48,7 @@ class DecidingPolicy(ExpectingPolicy):
     search: str
     exploration_candidates: int
     warm_start: bool
+    execute_steps: int
     n_warm_iterations: int | None
     fast_gradients: bool
     prediction_generator: np.random.Generator
@@ -72,7 +74,8 @@ class DecidingPolicy(ExpectingPolicy):
         Plan, and tell how it went.
 
         :param observation: One observation or n of them.
-        :param state: The last plans, as :meth:`predict` returned them, to start from; None: from noise alone.
+        :param state: The last plans, of which one action was executed, or what :meth:`predict` returned with them, to start
+            from; None: from noise alone.
         :param episode_start: Where an episode begins, so that the last plan means nothing, shape (n,).
         :param deterministic: Whether the noise depends on nothing but the observation.
         :param generator: Source of the noise where it does not; None: one that learning has no part in.
@@ -92,10 +95,42 @@ class DecidingPolicy(ExpectingPolicy):
                 plans = starts.fresh(len(states), generator)
             n_iterations = None
             if state is not None and self.warm_start:
-                plans = starts.warm(plans, state[0], episode_start)
+                last = state[0] if len(state) == 1 else left_of(*state)
+                plans = starts.warm(plans, last, episode_start)
                 n_iterations = self._iterations_when_warm(len(states), episode_start)
             n_considered = self._n_considered(deterministic)
             return self._decide(states, plans, n_considered, generator, n_iterations)
+
+    def act(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+        generator: np.random.Generator | None = None,
+        watch: Callable[[Plan], None] | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """
+        The next action of each plan, and new plans where ``execute_steps`` actions were executed.
+
+        :param observation: One observation or n of them.
+        :param state: What the last call returned; None: nothing was planned yet.
+        :param episode_start: Where an episode begins, shape (n,).
+        :param deterministic: See :meth:`plan`.
+        :param generator: See :meth:`plan`.
+        :param watch: Is told the plans if some are made.
+        :return: Actions, shape (n, ``*action_space.shape``), and the state for the next call, see :func:`go_on`.
+        """
+
+        def plan_anew(seen: Any, last: tuple[np.ndarray, ...] | None, starts: np.ndarray | None) -> np.ndarray:
+            plan = self.plan(seen, last, starts, deterministic, generator)
+            if watch is not None:
+                watch(plan)
+            return plan.preactivated
+
+        n_steps = min(self.execute_steps, self.starts.horizon)
+        encoded, after = go_on(plan_anew, self.codec, n_steps, observation, state, episode_start)
+        return self.codec.decode(encoded), after
 
     def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
         """
@@ -194,9 +229,10 @@ class DecidingPolicy(ExpectingPolicy):
         tensors = [
             *self.ensemble.parameters(),
             *(scales.state.std, scales.state_change.std, rewards.mean, rewards.std, returns.mean, returns.std),
-            *(scales.best_reward, scales.best_return, self.discounts),
+            *(scales.best_reward, scales.best_return, scales.trust.value, self.discounts),
         ]
-        others = (self.aim, tuple(desired) if isinstance(desired, list) else desired, self.gamma, self.return_weight)
+        aimed_at = tuple(desired) if isinstance(desired, list) else desired
+        others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust)
         return tensors, others
 
     def _choose(self, judges: Judges[Any], candidates: Any, descent: Descent[Any]) -> Plan:

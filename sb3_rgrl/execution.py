@@ -39,16 +39,18 @@ def go_on(
         due = starts | (n_done >= execute_steps)
         if due.any():
             seen = observation if due.all() else _rows_of(observation, due)
-            plans[due] = plan_anew(seen, (_left_of(plans[due], n_done[due]),), starts[due])
+            plans[due] = plan_anew(seen, (left_of(plans[due], n_done[due]),), starts[due])
             n_done[due] = 0
     encoded = codec.execute(plans[np.arange(len(plans)), n_done])
     return encoded, (plans, n_done + 1)
 
 
-def _left_of(plans: np.ndarray, n_done: np.ndarray) -> np.ndarray:
+def left_of(plans: np.ndarray, n_done: np.ndarray) -> np.ndarray:
     """
+    :param plans: Pre-activated actions, shape (n, T, action_dim).
+    :param n_done: How many actions of each were executed, shape (n,).
     :return: What is left of each plan behind the last action that was executed, which comes first: so planning takes the
-        last plans. At the end zeros, from where noise alone goes on.
+        last plans. At the end zeros, from where noise alone goes on. Shape (n, T, action_dim).
     """
     left = np.zeros_like(plans)
     for row, done in enumerate(n_done):

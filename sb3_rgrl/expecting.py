@@ -38,6 +38,7 @@ class ExpectingPolicy(BasePolicy):
     discounts: th.Tensor
     return_weight: float
     return_expectile: float
+    return_trust: float | None
 
     # States
 
@@ -93,13 +94,28 @@ class ExpectingPolicy(BasePolicy):
 
     # Expecting
 
+    def returns_after(self, windows: WindowSamples) -> th.Tensor:
+        """
+        :param windows: Windows for all members.
+        :return: Return-to-go that they expect at the end of the first window of each sample, their mean, in raw units,
+            shape (b,).
+        """
+        for_all = (self.ensemble_size, -1, -1)
+        states = self.scales.state(self.states_of(windows.observations)).expand(*for_all)
+        actions = windows.actions[..., : self.ensemble.sequence_length, :].expand(*for_all, -1)
+        expected = self.ensemble(states, actions, self.ensemble.members()).return_to_go[..., -1]
+        returns: th.Tensor = self.scales.return_to_go.inverse(expected.mean(dim=0))
+        return returns
+
     def units(self) -> Units:
         """
         :return: How outputs of the members are meant now.
         """
         scales = self.scales
         reward, return_to_go = scales.reward, scales.return_to_go
-        return Units(scales.relative_change, reward.mean, reward.std, return_to_go.mean, return_to_go.std)
+        # What cannot be foretold is expected to be what it is in the mean.
+        trust = scales.trust.value if self.return_trust is None else self.return_trust
+        return Units(scales.relative_change, reward.mean, reward.std, return_to_go.mean, return_to_go.std * trust)
 
     def imagine(self, state: th.Tensor, actions: th.Tensor, members: Any) -> Outcome:
         """

@@ -111,10 +111,12 @@ class LearningAlgorithm(BaseAlgorithm):
                 scales.renew_states(*self._changes_of_state(buffer.as_drawn(some[None], env=self._vec_normalize_env)))
             # What was reached, and in which units, does not fade: the weight of age belongs to learning alone. By it
             # the start of a long episode would be no record, and that is where the largest returns are.
-            told = [
-                self._returns_of(buffer.as_drawn(chunk[None], env=self._vec_normalize_env, aged=False))
-                for chunk in _chunks(finished, self._windows_at_once)
-            ]
+            told = []
+            for chunk in _chunks(finished, self._windows_at_once):
+                windows = buffer.as_drawn(chunk[None], env=self._vec_normalize_env, aged=False)
+                told.append(self._returns_of(windows))
+                if scales.knows_returns:
+                    self._learn_trust(windows)
             if told:
                 returns, weights, alive, from_start = map(th.cat, zip(*told, strict=True))
                 scales.learn_returns(returns, weights * alive)
@@ -136,6 +138,16 @@ class LearningAlgorithm(BaseAlgorithm):
         states = self.policy.states_of(windows.observations)[0]
         changes = self.policy.next_states_of(windows)[0, :, :n_milestones] - states[:, None]
         return states, changes, alive_before(windows.terminated[0, :, :n_milestones])
+
+    def _learn_trust(self, windows: WindowSamples) -> None:
+        """
+        :param windows: Windows whose returns members have not learned yet, of which the first window of each sample counts.
+        """
+        k = self.policy.ensemble.n_milestones - 1
+        # Nothing is to be foretold of what follows an end.
+        goes_on = 1.0 - windows.terminated[0, :, k]
+        expected, observed = self.policy.returns_after(windows), windows.returns_to_go[0, :, k]
+        self.policy.scales.trust.learn(expected, observed, goes_on * windows.return_weights[0, :, k])
 
     def _returns_of(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """

@@ -97,7 +97,8 @@ class PlanPicturesCallback(BaseCallback):
             actions = policy.codec.decode(policy.codec.execute(plans[0].reshape(-1, policy.codec.dim)))
             expected = policy.predict_return(model._last_obs, actions)  # type: ignore[arg-type]
             horizon = None if policy.goal().return_weight > 0 else policy.plan_horizon
-            beliefs.decide(self.num_timesteps, expected.cpu().numpy(), horizon)
+            # Plans of which more was executed are older decisions.
+            beliefs.decide(self.num_timesteps, expected.cpu().numpy(), horizon, plans[1] == 1)
         self._last_plans = plans
         normalizer = model.get_vec_normalize_env()
         rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()

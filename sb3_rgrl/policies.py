@@ -18,7 +18,6 @@ from sb3_rgrl.court import Court
 from sb3_rgrl.deciding import DecidingPolicy
 from sb3_rgrl.deciding import Plan as Plan
 from sb3_rgrl.ensemble import make_ensemble
-from sb3_rgrl.execution import go_on
 from sb3_rgrl.planner import MwmSgdPlanner
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales
@@ -52,6 +51,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param return_weight: Weight of the return-to-go in learning and planning; 0 leaves the paper's rewards alone.
     :param return_expectile: Which expectile of the observed returns-to-go members predict, in (0, 1): 0.5 is their mean;
         more than that lets the better of what followed the same actions count more, for a plan can choose to repeat it.
+    :param return_trust: How much of what members expect of the return-to-go counts in plans, beyond its mean, 0 to 1; None:
+        as large a share as they foretold so far, see :class:`~sb3_rgrl.trust.ReturnTrust`.
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
     :param action_initializer: How plans begin, one of ``ACTION_INITIALIZERS``.
     :param member_choice: Which members judge a plan at an iteration, one of ``MEMBER_CHOICES``; ``"random"`` is the paper.
@@ -60,8 +61,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
     :param n_warm_iterations: Iterations of decisions that go on from the last one; None: as many as of the others. Half of
         their plans are near their goal from the start.
-    :param execute_steps: How many actions of a plan :meth:`predict` returns, one at a call, before it plans anew. While
-        learning every step is planned.
+    :param execute_steps: How many actions of a plan are executed, ``plan_horizon`` at most, before there is a new one: while
+        learning, and by :meth:`predict`, which returns them one at a call.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
@@ -107,13 +108,14 @@ class EnsemblePolicy(DecidingPolicy):
         aim: str = "return",
         return_weight: float = 1.0,
         return_expectile: float = 0.8,
+        return_trust: float | None = None,
         action_optimizer: str = "adam",
         action_initializer: str = "normal",
         member_choice: str = "random",
         search: str = "gradient",
         warm_start: bool = True,
         n_warm_iterations: int | None = None,
-        execute_steps: int = 1,
+        execute_steps: int = 3,
         windows_per_sample: int = 1,
         fast_gradients: bool = True,
         net_arch: Sequence[int] | None = None,
@@ -158,6 +160,7 @@ class EnsemblePolicy(DecidingPolicy):
             execute_steps=execute_steps,
             exploration_candidates=exploration_candidates,
             return_expectile=return_expectile,
+            return_trust=return_trust,
             windows_per_sample=windows_per_sample,
         )
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
@@ -166,6 +169,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.reward_range = reward_range
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
+        self.return_trust = return_trust
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
@@ -237,13 +241,14 @@ class EnsemblePolicy(DecidingPolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan, and return the first action.
+        Plan, and return the first action, or go on with the last plan, see ``execute_steps``.
 
         :param observation: One observation or n of them.
-        :param state: The last plans, as the last call returned them; None: plan from noise alone.
+        :param state: What the last call returned; None: plan from noise alone.
         :param episode_start: Where an episode begins, shape (n,).
         :param deterministic: Whether the planner's noise depends on nothing but the observation.
-        :return: The actions, and the plans to hand to the next call, shape (n, T, action_dim).
+        :return: The actions; and for the next call the plans, shape (n, T, action_dim), and how many actions of each were
+            executed, shape (n,).
         """
         if self.training:
             self.set_training_mode(False)
@@ -253,16 +258,7 @@ class EnsemblePolicy(DecidingPolicy):
                 "you are probably mixing Gym API with SB3 VecEnv API. Pass the observation alone: "
                 "`obs, info = env.reset()`, or `obs = vec_env.reset()`."
             )
-        if self.execute_steps == 1:
-            plan = self.plan(observation, state, episode_start, deterministic)
-            actions, state = plan.actions[:, 0], (plan.preactivated,)
-        else:
-
-            def plan_anew(seen: Any, last: tuple[np.ndarray, ...] | None, starts: np.ndarray | None) -> np.ndarray:
-                return self.plan(seen, last, starts, deterministic).preactivated
-
-            encoded, state = go_on(plan_anew, self.codec, self.execute_steps, observation, state, episode_start)
-            actions = self.codec.decode(encoded)
+        actions, state = self.act(observation, state, episode_start, deterministic)
         if not self.is_vectorized_observation(observation):
             actions = actions.squeeze(axis=0)
         return actions, state

@@ -116,8 +116,8 @@ def test_agents_with_cheaper_decisions_learn_and_come_back(tmp_path):
         ({"n_warm_iterations": 7}, "n_warm_iterations must be 0 to n_plan_iterations, which is 6, got 7"),
         ({"n_warm_iterations": -1}, "n_warm_iterations must be 0"),
         ({"n_warm_iterations": 1, "search": "cem"}, "leave n_warm_iterations at None"),
-        ({"execute_steps": 0}, "execute_steps must be 1 to plan_horizon, which is 20, got 0"),
-        ({"execute_steps": 21}, "execute_steps must be 1 to plan_horizon"),
+        ({"execute_steps": 0}, "execute_steps must be at least 1, got 0"),
+        ({"return_trust": 1.5}, "return_trust must be None or a number from 0 to 1, got 1.5"),
     ],
 )
 def test_what_cannot_be(kwargs, match):

@@ -1,0 +1,61 @@
+"""How far predicted returns-to-go can be believed."""
+
+import math
+
+import torch as th
+from torch import nn
+
+
+class ReturnTrust(nn.Module):
+    """
+    Share of the variance of observed returns-to-go that members foretell: the squared correlation of what they expected of
+    windows and what followed, measured on each episode when it has ended, before they learn from it.
+
+    What comes after a plan was observed under all that the agent ever did, seldom, and with all noise of an episode, while
+    the rewards within the plan are foreseen well. Where returns cannot be foretold, plans that follow them follow noise:
+    FoodWorld was not learned at all, where the rewards of the plan alone suffice; on CartPole-v1, where nothing but the
+    return tells plans apart, the same weight for all tasks makes the cart drift out (docs/tried.md, "Returns that cannot be
+    foretold"). So the return-to-go counts in plans by what it was worth so far.
+
+    Correlation knows neither bias nor scale: while an agent gets better, its returns are better than was expected, and that
+    is no reason for distrust.
+    """
+
+    # So many windows later, what was measured counts by 1/e.
+    MEMORY = 2000.0
+    # Trust is complete at first, and gives way like a mean to which it contributes so many windows.
+    PRIOR = 100.0
+    # Where the rewards of all plans are the same, the least trust in returns tells them apart.
+    LEAST = 0.05
+
+    value: th.Tensor
+    sums: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", th.ones(1))
+        # Of weights, x, y, x^2, x y and y^2: x expected, y observed.
+        self.register_buffer("sums", th.zeros(6, dtype=th.float64))
+
+    def learn(self, expected: th.Tensor, observed: th.Tensor, weights: th.Tensor) -> None:
+        """
+        :param expected: Returns-to-go that were expected of n windows, in any unit, shape (n,).
+        :param observed: What followed them, shape (n,).
+        :param weights: How much of each was observed, shape (n,).
+        """
+        x, y, w = expected.double(), observed.double(), weights.double()
+        if w.sum() <= 0:
+            return
+        new = th.stack([w.sum(), (w * x).sum(), (w * y).sum(), (w * x * x).sum(), (w * x * y).sum(), (w * y * y).sum()])
+        self.sums.mul_(math.exp(-float(new[0]) / self.MEMORY)).add_(new)
+        share = (self.sums[0] * self._explained() + self.PRIOR) / (self.sums[0] + self.PRIOR)
+        self.value.fill_(float(share.clamp(self.LEAST, 1.0)))
+
+    def _explained(self) -> float:
+        """
+        :return: Squared correlation, 0 where it is negative or where nothing varies.
+        """
+        total, x, y, xx, xy, yy = self.sums.tolist()
+        covariance = xy / total - x / total * y / total
+        variances = (xx / total - (x / total) ** 2) * (yy / total - (y / total) ** 2)
+        return covariance**2 / variances if covariance > 0.0 and variances > 0.0 else 0.0
