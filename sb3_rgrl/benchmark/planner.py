@@ -238,8 +238,12 @@ def decisions_against_dqn(effort: Effort, model: RGRL) -> list[Figure]:
     """
     :param effort: How much.
     :param model: Agent of the shipped setting.
-    :return: Time of a decision that starts from the last one's plans, and how many times that of a DQN it is.
+    :return: Time of a decision that starts from the last one's plans, mean of those that execute one plan; how many times
+        that of a DQN it is; and the time of the slowest of them, which makes the plan.
     """
+    n_executed = model.policy.execute_steps
+    planner = make_agent(shipped_setting())
+    planner.policy.execute_steps = 1
     dqn = DQN("MlpPolicy", ENV_ID, policy_kwargs={"net_arch": [256, 256]}, buffer_size=1, device="cpu", seed=0)
     observations = seen_by(model, 1)
 
@@ -247,11 +251,14 @@ def decisions_against_dqn(effort: Effort, model: RGRL) -> list[Figure]:
         dqn.predict(next(observations), deterministic=True)
 
     # Of what is much shorter, more are timed as one.
-    times = in_turns([repeated(Decider(model, 1), 3), repeated(decide_greedily, 10)], effort.seconds) / (3, 10)
-    alone = Spread.of(1e3 * times[:, 0])
+    cycles, plans = repeated(Decider(model, 1), n_executed), repeated(Decider(planner, 1), 3)
+    times = in_turns([cycles, repeated(decide_greedily, 10), plans], effort.seconds) / (n_executed, 10, 3)
+    alone, slowest = Spread.of(1e3 * times[:, 0]), Spread.of(1e3 * times[:, 2])
+    plan = Figure("decision that plans anew", "shipped", slowest.median, "ms", at_most=1.5, detail=_spread_of(slowest, times))
     return [
+        plan,
         Figure("decision", "shipped", alone.median, "ms", at_most=1.5, detail=_spread_of(alone, times)),
-        _ratio("decision / DQN.predict", "shipped", times, "RGRL {}, DQN {}", 1e3, "ms", at_most=10.0),
+        _ratio("decision / DQN.predict", "shipped", times[:, :2], "RGRL {}, DQN {}", 1e3, "ms", at_most=10.0),
     ]
 
 
@@ -263,7 +270,10 @@ def decisions_at_once(effort: Effort, setting: str, model: RGRL, n_envs: int = 6
     :param n_envs: Number of environments.
     :return: How many times the decisions of one environment are made in a second in that many.
     """
-    per_second = np.array([8, n_envs]) / in_turns([repeated(Decider(model, 1), 8), Decider(model, n_envs)], effort.seconds)
+    # Whole cycles of planning and executing
+    some, cycle = 3 * model.policy.execute_steps, model.policy.execute_steps
+    deciders = [repeated(Decider(model, 1), some), repeated(Decider(model, n_envs), cycle)]
+    per_second = np.array([some, n_envs * cycle]) / in_turns(deciders, effort.seconds)
     spread = Spread.of(per_second[:, 1] / per_second[:, 0])
     one, many = np.median(per_second, axis=0)
     detail = f"{_spread_of(spread, per_second)}; {short(many)}/s against {short(one)}/s"
@@ -284,7 +294,8 @@ def decisions_on_gpu(effort: Effort, device: str = "cuda", n_envs: tuple[int, ..
     model = make_agent(shipped_setting(), device=device)
     for n in n_envs:
         # What is predicted comes back to the CPU, so the time is up when the device has finished.
-        times = in_turns([Decider(model, n)], effort.seconds)[:, 0]
+        cycle = model.policy.execute_steps
+        times = in_turns([repeated(Decider(model, n), cycle)], effort.seconds)[:, 0] / cycle
         spread = Spread.of(n / times)
         detail = f"{_spread_of(spread, times)}; {name}"
         yield Figure(f"decisions/s on GPU, n_envs {n}", "shipped", spread.median, "1/s", detail=detail)
