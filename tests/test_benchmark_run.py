@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -193,6 +194,11 @@ def test_interrupted_and_failed_runs_are_made_anew(tmp_path, monkeypatch):
     assert all(info.reason == "" for info in results.load_runs(tmp_path))
 
 
+def scribble(folder):
+    path = folder / "evaluations.csv.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b"\n10,1,", b"\n10,?,")))
+
+
 DAMAGE = {
     "cut short": lambda folder: (folder / "evaluations.csv.gz").write_bytes((folder / "evaluations.csv.gz").read_bytes()[:-9]),
     "missing": lambda folder: (folder / "evaluations.csv.gz").unlink(),
@@ -203,6 +209,10 @@ DAMAGE = {
     "json missing": lambda folder: (folder / "run.json").unlink(),
     "json of another schema": lambda folder: edit(folder, colour="red"),
     "unknown status": lambda folder: edit(folder, status="perhaps"),
+    "no number of steps": lambda folder: edit(folder, n_timesteps=None),
+    "no table of versions": lambda folder: edit(folder, versions="2.0"),
+    "another run's": lambda folder: edit(folder, seed=1),
+    "text among numbers": lambda folder: scribble(folder),
 }
 
 
@@ -222,6 +232,17 @@ def test_damaged_runs_are_named_set_aside_and_made_again(tmp_path, damage):
     assert str(folder) in lines[0]
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == left
     assert len(results.load_results(tmp_path)) == 2 * 17
+
+
+def test_every_file_is_read_once(tmp_path, monkeypatch):
+    make(tmp_path)
+    read, read_bytes, read_text = [], Path.read_bytes, Path.read_text
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), read_bytes(path))[1])
+    monkeypatch.setattr(Path, "read_text", lambda path, **kwargs: (read.append(path), read_text(path, **kwargs))[1])
+    for load in (results.load_all, results.load_results, results.load_runs):
+        load(tmp_path)
+        assert sorted(read) == sorted(path for path in tmp_path.rglob("*.*") if path.suffix in (".json", ".gz"))
+        read.clear()
 
 
 def test_plain_csv_is_read_too(tmp_path):
@@ -335,6 +356,36 @@ def test_two_processes_do_not_make_the_same_run(tmp_path):
 
 
 @POSIX
+def test_run_waits_for_the_process_of_a_killed_command(tmp_path):
+    results.write_run(tmp_path, info_of())
+    released = []
+
+    def orphan():
+        with one_run._alone_in(tmp_path):
+            held.set()
+            time.sleep(0.3)
+            released.append(time.monotonic())
+
+    held, thread = threading.Event(), threading.Thread(target=orphan)
+    thread.start()
+    held.wait()
+    assert one_run._locked(tmp_path / ".lock") is None
+    info = one_run.execute(tmp_path, os.getppid(), patience=60)
+    thread.join()
+    assert info.status == "finished"
+    assert released[0] < time.monotonic()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluations.csv.gz", "run.json"]
+
+
+@POSIX
+def test_lock_of_a_removed_file_is_none(tmp_path, monkeypatch):
+    path, stat = tmp_path / ".lock", os.stat
+    # Its holder removes it after this process has opened it.
+    monkeypatch.setattr(os, "stat", lambda name: (path.unlink(), stat(name))[1])
+    assert one_run._locked(path) is None
+
+
+@POSIX
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_interrupted_command_leaves_evaluations_and_no_processes(tmp_path, how):
     words = ["--algo", "random", "--seeds", "1", "--jobs", "1", "--results", str(tmp_path)]
@@ -368,6 +419,37 @@ def test_interrupted_command_leaves_evaluations_and_no_processes(tmp_path, how):
     assert len(rows) >= 2
     assert info.n_rows <= len(rows)
     assert grid.plan(tmp_path, changed(seeds=[0])).todo, "the same command makes it"
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_command_goes_on_as_if_nothing_had_happened(tmp_path, how):
+    wanted = changed(n_timesteps=100_000, n_evaluations=200)
+    undisturbed = tmp_path / "undisturbed"
+    make(undisturbed, wanted)
+    words = ["--algo", "random", "--seeds", "2", "--jobs", "1", "--results", str(tmp_path / "results")]
+    words += ["--steps", "100000", "--evaluations", "200", "--eval-episodes", "3", "--final-episodes", "5"]
+    command = [sys.executable, "-m", "sb3_rgrl.benchmark", "run", *words]
+    first, second = (tmp_path / "results" / ENV_ID / "random" / f"seed-{seed}" for seed in (0, 1))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not (second / "evaluations.csv.gz").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+    assert [results.read_run(folder).status for folder in (first, second)] == ["finished", "running"]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first.iterdir()}
+    # At once: the run that was interrupted may still be about to notice.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("1 of 2 runs are finished, 1 to make")
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first.iterdir()} == before
+    measured = ["seed", "status", "step", "episode", "return", "length", "final"]
+    again = results.load_results(tmp_path / "results")[measured]
+    assert again.equals(results.load_results(undisturbed)[measured])
 
 
 def test_real_processes(tmp_path, capsys):
@@ -419,19 +501,46 @@ def test_submitit_makes_the_same_runs(tmp_path):
     check_executor(tmp_path, executor)
 
 
-@pytest.mark.slow
-def test_ray_makes_the_same_runs_on_two_workers(tmp_path):
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed")
+@pytest.fixture
+def ray_cluster():
+    """A cluster of two nodes with a CPU each, which nothing outside of this machine can reach."""
+    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    try:
-        cluster.add_node(**small)
-        check_executor(tmp_path, executors.RayExecutor(tmp_path, {"address": cluster.address}))
-    finally:
-        cluster.shutdown()
+    # Ray puts another address of the machine for 127.0.0.1, where its nodes do not listen then.
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster()
+    for tries_left in (3, 2, 1, 0):
+        try:
+            while len(cluster.list_all_nodes()) < 2:
+                cluster.add_node(**node)
+            break
+        # Ray gives a node 30 seconds to start, which a busy machine may need for its imports alone.
+        except Exception as error:
+            if not tries_left or "timed out" not in str(error).lower():
+                raise
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_runs_on_two_workers(tmp_path, ray_cluster):
+    executor = executors.RayExecutor(tmp_path, {"address": ray_cluster.address})
+    alive = [node for node in executor.ray.nodes() if node["Alive"]]
+    assert [node["Resources"]["CPU"] for node in alive] == [1, 1]
+    check_executor(tmp_path, executor)
+
+
+@pytest.mark.slow
+def test_ray_without_a_cluster_says_so(tmp_path):
+    pytest.importorskip("ray")
+    words = ["--algo", "random", "--seeds", "1", *SMALL_WORDS, "--results", str(tmp_path), "--executor", "ray"]
+    command = [sys.executable, "-m", "sb3_rgrl.benchmark", "run", *words, "--executor-option", "address=127.0.0.2:9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 2
+    assert "error: --executor ray: " in done.stderr
+    assert "Start a cluster with `ray start --head`" in done.stderr
+    assert results.load_runs(tmp_path) == []
 
 
 def check_executor(folder, executor):

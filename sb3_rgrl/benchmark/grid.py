@@ -20,6 +20,7 @@ from sb3_rgrl.benchmark.results import (
     OUTPUT_FILE,
     DamagedResultError,
     RunInfo,
+    check_place,
     check_versions,
     read_evaluations,
     read_run,
@@ -206,6 +207,7 @@ def _finished_in(folder: Path) -> RunInfo | None:
     if not folder.exists() or not any(folder.iterdir()):
         return None
     info = read_run(folder)
+    check_place(folder, info)
     read_evaluations(folder, info)
     return info if info.status == "finished" else None
 

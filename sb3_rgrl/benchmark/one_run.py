@@ -5,13 +5,16 @@ One run in this process, started by the command ``run``: ``python -m sb3_rgrl.be
 reason and standard error the traceback.
 """
 
+import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import gymnasium as gym
 import torch as th
@@ -37,17 +40,22 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-def execute(folder: Path, parent: int, mix_versions: bool = False) -> RunInfo:
+PATIENCE_SECONDS = 600.0
+"""A run whose command was killed ends when it notices, which is after an evaluation at the latest."""
+
+
+def execute(folder: Path, parent: int, mix_versions: bool = False, patience: float = 0.0) -> RunInfo:
     """
     Make the run of a folder from its start; what an interrupted one left is replaced.
 
     :param folder: Folder of the run, with its ``run.json``.
     :param parent: Number of the process that started this one.
     :param mix_versions: Whether other versions than the command had when it asked for the run are all right.
+    :param patience: Seconds to wait for another process that makes this run.
     :return: What ``run.json`` says now: finished or failed.
     :raises SystemExit: If another process makes this run, or the one that started this one is gone.
     """
-    with _alone_in(folder):
+    with _alone_in(folder, patience):
         info = read_run(folder)
         for name in (EVALUATIONS_FILE, PLAIN_EVALUATIONS_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -95,26 +103,41 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """
     :param folder: Folder of a run, which a job of an earlier command may still be making.
-    :raises SystemExit: If so.
+    :param patience: Seconds to wait for its end.
+    :raises SystemExit: If it has not ended by then.
     """
-    path = folder / ".lock"
-    with open(path, "w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SystemExit(f"Another process makes the run in {folder}; wait until it has ended.") from error
+    path, deadline = folder / ".lock", time.monotonic() + patience
+    while (file := _locked(path)) is None:
+        if time.monotonic() >= deadline:
+            raise SystemExit(f"Another process makes the run in {folder}; wait until it has ended.")
+        time.sleep(0.1)
+    with file:
         try:
             yield
         finally:
             # Windows does not remove open files.
             with suppress(OSError):
                 path.unlink()
+
+
+def _locked(path: Path) -> TextIO | None:
+    file = open(path, "w")  # noqa: SIM115 : it stays open as long as the lock is held
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not if it is the one that its last holder has just removed.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except OSError:
+            pass
+        file.close()
+        return None
+    return file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder, parent, *rest = sys.argv[1:] if arguments is None else arguments
     # The nets are small, and runs side by side would fight for the cores.
     th.set_num_threads(1)
-    info = execute(Path(folder), int(parent), mix_versions="mix" in rest)
+    info = execute(Path(folder), int(parent), mix_versions="mix" in rest, patience=PATIENCE_SECONDS)
     return 0 if info.status == "finished" else 1
 
 

@@ -6,7 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
-from sb3_rgrl.benchmark.results import OUTPUT_FILE, DamagedResultError, RunInfo, read_evaluations
+import pandas as pd
+
+from sb3_rgrl.benchmark.results import COLUMNS, OUTPUT_FILE, DamagedResultError, RunInfo, read_evaluations
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -51,7 +53,7 @@ class Progress:
         if info.status == "finished":
             self.n_done += 1
             self._learn(info)
-            outcome = f"finished, return {last_return(folder)}"
+            outcome = f"finished, return {last_return(rows_of(folder))}"
         else:
             self.n_failed += 1
             outcome = f"FAILED: {info.reason} (all of it: {folder / OUTPUT_FILE})"
@@ -69,10 +71,11 @@ class Progress:
         if moment - self.shown < pause:
             return
         self.shown = moment
-        shares = {info.name: share_done(folder, info) for info, folder in running}
+        rows = {info.name: rows_of(folder) for info, folder in running}
+        shares = {info.name: share_done(rows[info.name], info) for info, _ in running}
         left = self.seconds_left(waiting, [info for info, _ in running], shares)
         now_running = " | ".join(
-            f"{info.name} {100 * shares[info.name]:.0f} % {last_return(folder)}" for info, folder in running[:8]
+            f"{info.name} {100 * shares[info.name]:.0f} % {last_return(rows[info.name])}" for info, _ in running[:8]
         )
         more = f" | and {len(running) - 8} more" if len(running) > 8 else ""
         text = "time left not known yet" if left is None else f"about {as_duration(left)} left"
@@ -103,28 +106,31 @@ class Progress:
         return max([sum(whole + rest) / self.jobs, *rest])
 
 
-def share_done(folder: Path, info: RunInfo) -> float:
+def rows_of(folder: Path) -> pd.DataFrame:
     """
     :param folder: Folder of a run.
+    :return: Its rows so far; none where they cannot be read.
+    """
+    try:
+        return read_evaluations(folder)
+    except DamagedResultError:
+        return pd.DataFrame(columns=list(COLUMNS))
+
+
+def share_done(rows: pd.DataFrame, info: RunInfo) -> float:
+    """
+    :param rows: Rows of a run.
     :param info: The run.
     :return: Share of its budget that was spent at its last evaluation.
     """
-    try:
-        rows = read_evaluations(folder)
-    except DamagedResultError:
-        return 0.0
     return min(1.0, float(rows["step"].max()) / info.n_timesteps) if len(rows) else 0.0
 
 
-def last_return(folder: Path) -> str:
+def last_return(rows: pd.DataFrame) -> str:
     """
-    :param folder: Folder of a run.
+    :param rows: Rows of a run.
     :return: Mean return of its last evaluation, for people.
     """
-    try:
-        rows = read_evaluations(folder)
-    except DamagedResultError:
-        return "-"
     if not len(rows):
         return "-"
     last = rows[(rows["step"] == rows["step"].iloc[-1]) & (rows["final"] == rows["final"].iloc[-1])]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Picture
 from sb3_rgrl.benchmark import pictures, tables, web
 from sb3_rgrl.benchmark.curves import curves_of
 from sb3_rgrl.benchmark.references import parse_reference
-from sb3_rgrl.benchmark.results import MixedVersionsError, RunInfo, check_versions, load_results, load_runs, versions_of
+from sb3_rgrl.benchmark.results import MixedVersionsError, RunInfo, check_versions, load_all, versions_of
 from sb3_rgrl.benchmark.statistics import Bootstrap
 from sb3_rgrl.benchmark.summaries import Comparison
 
@@ -89,7 +89,7 @@ def selected(arguments: argparse.Namespace) -> tuple[pd.DataFrame, list[RunInfo]
         raise FileNotFoundError(f"{folder} is no folder: `python -m sb3_rgrl.benchmark run` writes one, --results names it")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runs, results = load_runs(folder), load_results(folder, mix_versions=True)
+        runs, results = load_all(folder)
     damaged = list(dict.fromkeys(str(warning.message) for warning in caught))
     for text in damaged:
         print(text, file=sys.stderr)

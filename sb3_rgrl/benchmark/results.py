@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pandas as pd
 
@@ -44,6 +44,8 @@ the environment's own rewards; length: its steps; train_cpu_seconds, train_wall_
 evaluations; decision_ms: mean milliseconds of one decision for one observation; peak_memory_mib: of the process so far;
 final: 1 for the evaluation with the policy at the end, else 0."""
 
+RUN_COLUMNS = ("env_id", "variant", "seed", "status")
+"""What goes before them where the rows of several runs stand in one table."""
 STATUSES = ("running", "finished", "failed", "skipped")
 PROTOCOL = 1
 """Raised when runs measure something else than before: those of different protocols are never mixed."""
@@ -109,6 +111,10 @@ class RunInfo:
     def name(self) -> str:
         """For people, e.g. ``"CartPole-v1/dqn/seed-0"``."""
         return f"{self.env_id}/{self.variant}/seed-{self.seed}"
+
+
+KINDS = {entry.name: dict if get_origin(entry.type) is dict else entry.type for entry in dataclasses.fields(RunInfo)}
+"""Name of a field -> what it holds."""
 
 
 def run_folder(results: Path, env_id: str, variant: str, seed: int) -> Path:
@@ -183,7 +189,21 @@ def read_run(folder: Path) -> RunInfo:
         raise DamagedResultError(f"{path} cannot be read: {error}") from error
     if info.status not in STATUSES:
         raise DamagedResultError(f"{path} has the status {info.status!r}, which is none of {', '.join(STATUSES)}")
+    for entry in dataclasses.fields(RunInfo):
+        value = getattr(info, entry.name)
+        if not isinstance(value, KINDS[entry.name]) or isinstance(value, bool):
+            raise DamagedResultError(f"{path} has {entry.name} {value!r}, which is not of the type {entry.type}")
     return info
+
+
+def check_place(folder: Path, info: RunInfo) -> None:
+    """
+    :param folder: Folder of a run.
+    :param info: Its ``run.json``.
+    :raises DamagedResultError: If that is the one of another run: copied, it would count twice.
+    """
+    if folder != run_folder(folder.parents[2], info.env_id, info.variant, info.seed):
+        raise DamagedResultError(f"{folder / RUN_FILE} is the one of another run, {info.name}")
 
 
 def read_evaluations(folder: Path, info: RunInfo | None = None) -> pd.DataFrame:
@@ -208,6 +228,9 @@ def read_evaluations(folder: Path, info: RunInfo | None = None) -> pd.DataFrame:
         raise DamagedResultError(f"{path} cannot be read: {error}") from error
     if tuple(frame.columns) != COLUMNS:
         raise DamagedResultError(f"{path} has the columns {list(frame.columns)}, not {list(COLUMNS)}")
+    for name in COLUMNS:
+        if len(frame) and not pd.api.types.is_numeric_dtype(frame[name]):
+            raise DamagedResultError(f"{path} has something else than numbers in the column {name}")
     # The rows are written before their number: a process that was killed in between leaves more of them.
     if len(frame) < info.n_rows or (info.status == "finished" and len(frame) != info.n_rows):
         raise DamagedResultError(f"{path} has {len(frame)} rows where {info.n_rows} were written")
@@ -233,15 +256,29 @@ def load_results(results: Path | str, mix_versions: bool = False) -> pd.DataFram
     found = _readable(Path(results))
     if not mix_versions:
         check_versions([info for info, _ in found])
-    frames = [
-        frame.assign(env_id=info.env_id, variant=info.variant, seed=info.seed, status=info.status)
-        for info, frame in found
-        if len(frame)
-    ]
-    columns = ["env_id", "variant", "seed", "status", *COLUMNS]
-    if not frames:
-        return pd.DataFrame(columns=columns)
-    return pd.concat(frames, ignore_index=True)[columns]
+    return _one_frame(found)
+
+
+def load_all(results: Path | str) -> tuple[list[RunInfo], pd.DataFrame]:
+    """
+    Both at once, with every file read once. Versions are not looked at.
+
+    :param results: Folder of the results.
+    :return: See :func:`load_runs` and :func:`load_results`.
+    """
+    found = _readable(Path(results))
+    return [info for info, _ in found], _one_frame(found)
+
+
+def _one_frame(found: Sequence[tuple[RunInfo, pd.DataFrame]]) -> pd.DataFrame:
+    evaluated = [(info, frame) for info, frame in found if len(frame)]
+    if not evaluated:
+        return pd.DataFrame(columns=[*RUN_COLUMNS, *COLUMNS])
+    rows = pd.concat([frame for _, frame in evaluated], ignore_index=True)
+    n_rows = [len(frame) for _, frame in evaluated]
+    for place, name in enumerate(RUN_COLUMNS):
+        rows.insert(place, name, pd.Index([getattr(info, name) for info, _ in evaluated]).repeat(n_rows))
+    return rows
 
 
 def _readable(results: Path) -> list[tuple[RunInfo, pd.DataFrame]]:
@@ -249,6 +286,7 @@ def _readable(results: Path) -> list[tuple[RunInfo, pd.DataFrame]]:
     for folder in run_folders(results):
         try:
             info = read_run(folder)
+            check_place(folder, info)
             frame = read_evaluations(folder, info)
         except DamagedResultError as error:
             warnings.warn(f"Left out: {error}. `run` sets it aside and makes it anew.", stacklevel=3)
