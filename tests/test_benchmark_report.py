@@ -185,6 +185,17 @@ def test_failed_runs_count_as_not_reached_and_have_no_final_return(results):
     assert found.n_reached == 0
 
 
+def test_what_counts_in_a_summary(tmp_path):
+    add_run(tmp_path, "CartPole-v1", "rgrl", 0, [100, 300], final=475)
+    add_run(tmp_path, "CartPole-v1", "rgrl", 1, [400, 500], final=474.9)
+    # It has as many steps as the others, but crashed in the evaluation at the end.
+    add_run(tmp_path, "CartPole-v1", "rgrl", 2, [0, 0], status="failed")
+    add_run(tmp_path, "CartPole-v1", "rgrl", 3, [], status="skipped")
+    found = summary_of(compare(tmp_path), "CartPole-v1", "rgrl")
+    assert found.area.value == pytest.approx((200 + 450) / 2)
+    assert (found.n_reached, found.n_holding, found.n_runs) == (1, 1, 3)
+
+
 def test_seconds_of_a_slow_run_that_reached_do_not_hide_fast_runs_that_never_did(tmp_path):
     add_run(tmp_path, "CartPole-v1", "rgrl", 0, [0, 0, 0, 500], seconds=100.0)
     for seed in (1, 2):

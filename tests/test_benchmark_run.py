@@ -1,5 +1,6 @@
 """The benchmark suite's runs: what is recorded, what is made again and what is not, and who takes part."""
 
+import contextlib
 import dataclasses
 import gzip
 import importlib.util
@@ -245,6 +246,27 @@ def test_every_file_is_read_once(tmp_path, monkeypatch):
         read.clear()
 
 
+def test_runs_on_the_way_may_have_more_rows_than_were_counted_but_not_fewer(tmp_path):
+    info = dataclasses.replace(info_of(), n_rows=1)
+    folder = results.run_folder(tmp_path, ENV_ID, "random", 0)
+    results.write_run(folder, info)
+    results.write_evaluations(folder, [tuple(range(len(COLUMNS)))] * 2)
+    assert len(results.read_evaluations(folder)) == 2
+    results.write_run(folder, dataclasses.replace(info, n_rows=3))
+    with pytest.raises(DamagedResultError, match="has 2 rows where 3 were written"):
+        results.read_evaluations(folder)
+
+
+def test_equal_rows_make_equal_files_in_the_order_of_seeds(tmp_path):
+    for seed in (10, 2):
+        folder = results.run_folder(tmp_path, ENV_ID, "random", seed)
+        results.write_run(folder, dataclasses.replace(info_of(), seed=seed))
+        results.write_evaluations(folder, [tuple(range(len(COLUMNS)))])
+        # The time of writing would be here.
+        assert (folder / "evaluations.csv.gz").read_bytes()[4:8] == bytes(4)
+    assert [info.seed for info in results.load_runs(tmp_path)] == [2, 10]
+
+
 def test_plain_csv_is_read_too(tmp_path):
     make(tmp_path)
     folder = tmp_path / ENV_ID / "random" / "seed-0"
@@ -288,6 +310,10 @@ def test_code_of_rgrl_concerns_rgrl_alone():
         return made
 
     results.check_versions(runs("dqn"))
+    for status, mixed in (("running", True), ("failed", False), ("skipped", False)):
+        unlike = [dataclasses.replace(info, versions={"numpy": info.seed}, status=status) for info in runs("dqn")]
+        with pytest.raises(MixedVersionsError, match="numpy") if mixed else contextlib.nullcontext():
+            results.check_versions(unlike)
     with pytest.raises(MixedVersionsError, match="sb3_rgrl_code"):
         results.check_versions(runs("rgrl"))
     runs_of_two_protocols = runs("dqn")
@@ -325,6 +351,74 @@ def test_failed_runs_are_reported_and_do_not_stop_the_others(tmp_path, monkeypat
     assert make(tmp_path, changed(variants=["linear-search", "random"]))[0] == [
         f"{ENV_ID}/linear-search/seed-{n}" for n in (0, 1)
     ]
+
+
+class Slow(Inline):
+    """Its jobs take until they are asked a third time; Ctrl-C comes then, if it is to."""
+
+    def __init__(self, interrupted=False):
+        super().__init__()
+        self.interrupted, self.under_way, self.most, self.cancelled = interrupted, 0, 0, 0
+
+    def submit(self, folder, mix_versions):
+        super().submit(folder, mix_versions)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        return SlowJob(self)
+
+
+class SlowJob:
+    def __init__(self, executor):
+        self.executor, self.asked = executor, 0
+
+    def poll(self):
+        self.asked += 1
+        if self.asked < 3:
+            return None
+        if self.executor.interrupted:
+            raise KeyboardInterrupt
+        self.executor.under_way -= 1
+        return "its process ended with exit status 0"
+
+    def cancel(self):
+        self.executor.cancelled += 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_as_many_runs_at_a_time_as_there_are_jobs(tmp_path, jobs):
+    executor, todo = Slow(), grid.plan(tmp_path, changed(seeds=range(4)))
+    assert grid.work_off(tmp_path, todo, executor, jobs, Progress([], 4, jobs, lambda line: None)) == []
+    assert (executor.most, len(executor.made), executor.cancelled) == (jobs, 4, 0)
+
+
+def test_interrupt_ends_all_jobs_that_are_under_way(tmp_path):
+    executor, todo = Slow(interrupted=True), grid.plan(tmp_path, changed(seeds=range(4)))
+    with pytest.raises(KeyboardInterrupt):
+        grid.work_off(tmp_path, todo, executor, 3, Progress([], 4, 3, lambda line: None))
+    assert executor.cancelled == 3
+
+
+def test_output_of_a_process_is_kept_where_it_failed_alone(tmp_path):
+    for status, kept in (("finished", False), ("failed", True), ("running", True)):
+        results.write_run(tmp_path, dataclasses.replace(info_of(), status=status))
+        (tmp_path / "output.txt").write_text("printed")
+        ended = grid.settle(tmp_path, info_of(), "why")
+        assert ended.status == ("failed" if status == "running" else status)
+        assert (tmp_path / "output.txt").exists() == kept
+
+
+def test_skipped_runs_are_written_down_once(tmp_path):
+    wanted = changed(variants=["sac"], seeds=[0])
+    for reason in ("", "an older reason", ""):
+        folder = tmp_path / ENV_ID / "sac" / "seed-0"
+        if reason:
+            edit(folder, reason=reason, finished="before")
+        make(tmp_path, wanted)
+        assert "takes Box actions" in results.read_run(folder).reason
+        assert results.read_run(folder).finished != "before"
+    edit(folder, finished="before")
+    make(tmp_path, wanted)
+    assert results.read_run(folder).finished == "before"
 
 
 def test_killed_runs_have_failed(tmp_path):
@@ -659,7 +753,8 @@ def test_all_algorithms_meet_the_same_states_which_training_does_not_meet(contes
 def test_evaluations_are_due_at_even_shares(evaluated, monkeypatch):
     monkeypatch.setattr(protocol.Evaluations, "play", lambda self, n: ([0.0] * n, [1] * n))
     # Eight environments take eight steps at a time.
-    _, evaluations = evaluated(info_of("ppo", n_timesteps=100))
+    contestant, evaluations = evaluated(info_of("ppo", n_timesteps=100))
+    assert contestant.model.num_timesteps == 256, "one block of 8 x 32, no more"
     assert [row[0] for row in evaluations.rows[::3]] == [32, 56, 80, 104]
     # Several shares at once are one evaluation.
     _, evaluations = evaluated(info_of("ppo", n_timesteps=16, n_evaluations=8))
@@ -774,6 +869,50 @@ def test_rgrl_is_frozen_at_its_defaults_and_tuned_by_its_file():
         assert info.hyperparameters == {**info_of("rgrl").hyperparameters, "policy_kwargs": {"search": name}}
         assert info.algorithm == "rgrl"
     assert {info_of(env_id=env_id, n_timesteps=None).n_timesteps for env_id in (ENV_ID, "Acrobot-v1")} == {5_000, 10_000}
+
+
+@pytest.mark.parametrize("variant", ["ppo", "ppo-sb3", "random", "linear-search"])
+def test_model_and_training_have_the_seed_of_the_run(contestant_of, variant):
+    first, again, other = (contestant_of(dataclasses.replace(info_of(variant), seed=seed)).model for seed in (3, 3, 4))
+    assert (first.seed, other.seed) == (3, 4)
+    states = [model.get_env().reset() for model in (first, again, other)]
+    np.testing.assert_array_equal(states[0], states[1])
+    assert (states[0] != states[2]).any()
+
+
+@pytest.mark.parametrize("search", ["cem", "shooting"])
+def test_other_planners_plan(contestant_of, search):
+    assert contestant_of(info_of(f"rgrl-{search}")).model.policy.search == search
+
+
+@pytest.mark.parametrize("kind", ["is_atari", "is_minigrid"])
+def test_games_are_played_with_the_actions_that_the_zoo_takes(contestant_of, monkeypatch, kind):
+    assert contestant_of(info_of()).deterministic
+    monkeypatch.setattr(peers.ExperimentManager, kind, lambda env_id: True)
+    contestant = contestant_of(info_of())
+    assert not contestant.deterministic
+    told = []
+
+    def evaluate(*_, deterministic, **__):
+        told.append(deterministic)
+        return [0.0], [1]
+
+    monkeypatch.setattr(protocol, "evaluate_policy", evaluate)
+    for deterministic in (False, True):
+        contestant.deterministic = deterministic
+        protocol.Evaluations(contestant, info_of(), lambda rows: None, lambda: None).play(1)
+    assert told == [False, True]
+
+
+def test_images_are_evaluated_as_they_are_learned(contestant_of):
+    image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    gym.register("BenchmarkImage-v0", lambda: Spaces(spaces.Discrete(2), image), max_episode_steps=3)
+    try:
+        contestant = contestant_of(info_of("ppo-sb3", "BenchmarkImage-v0"))
+        assert contestant.eval_env.observation_space == contestant.model.observation_space
+        assert contestant.eval_env.observation_space.shape == (3, 36, 36)
+    finally:
+        gym.registry.pop("BenchmarkImage-v0")
 
 
 def test_everybody_takes_part():

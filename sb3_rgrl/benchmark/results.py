@@ -113,7 +113,9 @@ class RunInfo:
         return f"{self.env_id}/{self.variant}/seed-{self.seed}"
 
 
-KINDS = {entry.name: dict if get_origin(entry.type) is dict else entry.type for entry in dataclasses.fields(RunInfo)}
+KINDS: dict[str, Any] = {
+    entry.name: dict if get_origin(entry.type) is dict else entry.type for entry in dataclasses.fields(RunInfo)
+}
 """Name of a field -> what it holds."""
 
 
