@@ -50,6 +50,10 @@ pytest:  ## Run the tests in the present .venv, e.g. make pytest PYTEST_ARGS='-k
 test-slow: $(STAMP)  ## Run the tests that are marked slow
 	$(VPYTHON) -m pytest -m slow $(PYTEST_ARGS)
 
+.PHONY: notebook
+notebook: $(STAMP)  ## Run examples/quickstart.ipynb from top to bottom (half a minute)
+	$(VPYTHON) -m pytest --nbmake examples/quickstart.ipynb
+
 .PHONY: soak
 soak: $(STAMP)  ## Run the tests that take from minutes to hours
 	$(VPYTHON) -m pytest -m soak $(PYTEST_ARGS)

@@ -18,13 +18,13 @@ import rl_zoo3.import_envs  # noqa: F401 (registers the environments that the zo
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
-from PIL import Image
 from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_rgrl import RGRL
+from sb3_rgrl.recording import save_gif
 
 # Episodes that a point of the smoothed curve averages over.
 SMOOTHING = 3
@@ -138,50 +138,6 @@ def plot_curve(run_path: Path, title: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def record_episode(model: RGRL, env: VecEnv, every: int) -> list[np.ndarray]:
-    """
-    :param model: the agent
-    :param env: one environment with ``render_mode="rgb_array"``
-    :param every: keep every n-th frame
-    :return: the frames
-    """
-    # Rendered before each step, since after the last one DummyVecEnv has already begun the next episode.
-    frames: list[np.ndarray] = []
-    observation, state, done, step = env.reset(), None, np.ones(1, dtype=bool), 0
-    while step == 0 or not done[0]:
-        frame = env.render(mode="rgb_array") if step % every == 0 else None
-        if frame is not None:
-            frames.append(frame)
-        action, state = model.predict(observation, state=state, episode_start=done, deterministic=True)  # type: ignore[arg-type]
-        observation, _, done, _ = env.step(action)
-        step += 1
-    return frames
-
-
-def write_gif(frames: list[np.ndarray], path: Path, frame_ms: int) -> None:
-    """
-    :param frames: RGB pictures
-    :param path: where to write the GIF
-    :param frame_ms: how long each picture is shown; viewers slow down what is shorter than 20 ms
-    """
-    images = [Image.fromarray(frame).quantize(64) for frame in frames]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=max(20, frame_ms), loop=0)
-
-
-def save_gif(model: RGRL, env: VecEnv, every: int, path: Path) -> None:
-    """
-    :param model: the agent
-    :param env: one environment with ``render_mode="rgb_array"``
-    :param every: keep every n-th frame
-    :param path: where to write the GIF
-    """
-    frames = record_episode(model, env, every)
-    if not frames:
-        raise SystemExit("The environment renders no pictures, so there is no GIF.")
-    fps = int(env.metadata.get("render_fps", 30))  # type: ignore[arg-type]
-    write_gif(frames, path, frame_ms=1000 * every // fps)
-
-
 def main() -> None:
     """Evaluate, plot and record the agent that the command line names."""
     args = parse_args()
@@ -205,7 +161,10 @@ def main() -> None:
 
     gif_path = output_dir / f"{name}-episode.gif"
     env = make_env(run_path, args.env, 1, args.seed, render_mode="rgb_array")
-    save_gif(model, env, args.every, gif_path)
+    try:
+        save_gif(model, env, gif_path, args.every)
+    except ValueError as error:
+        raise SystemExit(f"There is no GIF: {error}") from error
     env.close()
     print(f"Episode: {gif_path}")
 
