@@ -10,21 +10,19 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import rl_zoo3.import_envs  # noqa: F401 (registers the environments that the zoo knows)
 import torch as th
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
-from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.recording import save_gif
+from sb3_rgrl.zoo.runs import find_run, make_env
 
 # Episodes that a point of the smoothed curve averages over.
 SMOOTHING = 3
@@ -45,49 +43,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=2, help="keep every n-th frame of the episode in the GIF")
     parser.add_argument("--output-dir", type=Path, help="where the pictures go (default: the folder of the run)")
     return parser.parse_args()
-
-
-def find_run(folder: str, exp_id: int, env_id: str) -> tuple[str, Path]:
-    """
-    :param folder: log folder of the zoo
-    :param exp_id: number of the run, 0 for the latest
-    :param env_id: environment id
-    :return: path of the model and folder of the run
-    """
-    try:
-        _, model_path, run_path = get_model_path(exp_id, folder, "rgrl", EnvironmentName(env_id))
-    except (AssertionError, ValueError) as error:
-        hint = f"rl_zoo3 train --algo rgrl --env {env_id} -f {folder}"
-        raise SystemExit(f"{error}\nNothing to show yet, train first: {hint}") from error
-    return model_path, Path(run_path)
-
-
-def make_env(run_path: Path, env_id: str, n_envs: int, seed: int, render_mode: str | None = None) -> VecEnv:
-    """
-    The environment as it was in training: wrappers, frame stack and the statistics of ``VecNormalize``.
-
-    :param run_path: folder of the run
-    :param env_id: environment id
-    :param n_envs: number of environments
-    :param seed: seed of the first environment
-    :param render_mode: Gymnasium's, e.g. ``rgb_array``
-    :return: the vectorised environment
-    """
-    hyperparams, stats_path = get_saved_hyperparams(str(run_path / EnvironmentName(env_id)), test_mode=True)
-    env_kwargs: dict[str, Any] = dict(hyperparams.pop("env_kwargs", None) or {})
-    if render_mode is not None:
-        env_kwargs["render_mode"] = render_mode
-    return create_test_env(
-        env_id,
-        n_envs=n_envs,
-        stats_path=stats_path,
-        seed=seed,
-        should_render=False,
-        hyperparams=hyperparams,
-        env_kwargs=env_kwargs,
-        # All in one process: the time goes into planning, which is done for all environments together.
-        vec_env_cls=DummyVecEnv,
-    )
 
 
 def evaluate(model: RGRL, env: VecEnv, n_episodes: int) -> tuple[float, float]:
@@ -144,7 +99,10 @@ def main() -> None:
     # Pictures are drawn in memory: pygame needs no screen, and shall not complain that there is none.
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     th.set_num_threads(args.num_threads)
-    model_path, run_path = find_run(args.folder, args.exp_id, args.env)
+    try:
+        model_path, run_path = find_run(args.folder, args.exp_id, args.env)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     output_dir: Path = args.output_dir or run_path
     output_dir.mkdir(parents=True, exist_ok=True)
     model = RGRL.load(model_path, seed=args.seed)

@@ -13,7 +13,8 @@ from sb3_rgrl.zoo.registration import register
 
 # Scripts of the command `rl_zoo3`, and those that the zoo has as modules only.
 COMMANDS = ("train", "enjoy", "plot_train", "plot_from_file", "all_plots")
-MODULES = ("benchmark", "record_training", "record_video", "push_to_hub", "load_from_hub")
+MODULES = ("benchmark", "record_training", "record_video", "load_from_hub")
+OWN = ("push_to_hub",)
 
 
 def _usage() -> str:
@@ -22,7 +23,7 @@ def _usage() -> str:
     """
     return (
         "usage: python -m sb3_rgrl.zoo SCRIPT [ARGUMENTS OF THE SCRIPT]\n"
-        f"scripts: {', '.join(COMMANDS + MODULES)}\n"
+        f"scripts: {', '.join(COMMANDS + MODULES + OWN)}\n"
         "example: python -m sb3_rgrl.zoo train --algo rgrl --env CartPole-v1"
     )
 
@@ -35,11 +36,16 @@ def main() -> int:
     if script in ("-h", "--help"):
         print(_usage())
         return 0
-    if script not in COMMANDS + MODULES:
+    if script not in COMMANDS + MODULES + OWN:
         problem = f"unknown script {script!r}" if script else "which script?"
         print(f"sb3_rgrl.zoo: {problem}\n{_usage()}", file=sys.stderr)
         return 2
     register()
+    if script in OWN:
+        # The zoo's script, and what belongs into the card of an agent that plans.
+        from sb3_rgrl.zoo import push_to_hub
+
+        return push_to_hub.main(sys.argv[2:])
     if script in COMMANDS:
         from rl_zoo3 import cli
 
