@@ -1,8 +1,8 @@
 """
 Draw how a plan forms: the pictures of the README and of the documentation.
 
-    python examples/show_plan.py --output docs/images/plan.png
-    python examples/show_plan.py --env LunarLander-v3 --timesteps 10000 --output docs/images/plan_lunar_lander.png
+    python examples/show_plan.py --seed 1 --output docs/images/plan.png
+    python examples/show_plan.py --env LunarLander-v3 --timesteps 2500 --output docs/images/plan_lunar_lander.png
 
 trains an agent (on CartPole-v1 about a minute), takes a decision, and draws what the ensemble expects of the plans, and the
 action sequence, from one iteration of the gradient descent to the next. On CartPole-v1 the pole is about to fall; elsewhere

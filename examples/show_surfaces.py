@@ -170,10 +170,10 @@ def draw_row(figure: Figure, row: Any, now: Look, when: str, largest_spread: flo
         draw_marks(axes, now)
         axes.set(title=title, xticks=[-1, 0, 1], yticks=[-1, 0, 1], xlabel="first action")
         if column >= len(titles) - 2:
-            label = "std. over members of the reward" if is_last else "(desired - expected reward)²"
+            label = "std. of the expected reward" if is_last else "(desired - expected reward)²"
             figure.colorbar(image, ax=axes, label=label, shrink=0.85)
     row[0].set_ylabel(f"{when}\n\nsecond action")
-    row[-2].set_title(f"all: {now.promised:.2f} expected, {now.delivered:.2f} comes", fontsize=10)
+    row[-2].set_title(f"all: expected {now.promised:.2f},\nreceived {now.delivered:.2f}", fontsize=10)
 
 
 def draw_marks(axes: Axes, now: Look) -> None:
@@ -194,7 +194,7 @@ def draw(before: Look, after: Look, path: Path) -> None:
     :param path: Picture to write; the suffix names its format.
     """
     columns = len(before.error) + 2
-    figure = Figure(figsize=(2.6 * columns, 5.6), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns, 5.2), layout="constrained")
     rows = figure.subplots(2, columns)
     spread = float(max(look.expected.std(axis=0).max() for look in (before, after)))
     for row, now, when in zip(rows, (before, after), ("before", "after one experience"), strict=True):
