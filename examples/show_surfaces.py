@@ -181,10 +181,12 @@ def draw_marks(axes: Axes, now: Look) -> None:
     :param axes: Where to draw what is known, how the plan moved, where it ended, and where the reward is largest.
     :param now: What the members think.
     """
-    axes.scatter(*now.known.T, s=14, color="white", edgecolors="black", linewidths=0.5, label="experience")
-    axes.plot(*now.path.T, color="#e69f00", linewidth=1.5, label="plan as it forms")
-    axes.scatter(*now.path[-1], s=70, marker="*", color="#e69f00", edgecolors="black", linewidths=0.5, label="action")
-    axes.scatter(*TARGET, s=60, marker="x", color="#009e73", linewidths=2.0, label="largest reward")
+    axes.scatter(now.known[:, 0], now.known[:, 1], s=14, color="white", edgecolors="black", linewidths=0.5, label="experience")
+    axes.plot(now.path[:, 0], now.path[:, 1], color="#e69f00", linewidth=1.5, label="plan as it forms")
+    axes.scatter(
+        now.path[-1, 0], now.path[-1, 1], s=70, marker="*", color="#e69f00", edgecolors="black", linewidths=0.5, label="action"
+    )
+    axes.scatter(TARGET[0], TARGET[1], s=60, marker="x", color="#009e73", linewidths=2.0, label="largest reward")
 
 
 def draw(before: Look, after: Look, path: Path) -> None:
