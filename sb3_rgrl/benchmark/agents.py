@@ -27,7 +27,12 @@ MLP_MEMBERS: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "S": {**MLP_MEMBERS, "n_candidates": 20},
     "L": {**MLP_MEMBERS, "n_candidates": 320},
-    "R": {**MLP_MEMBERS, "n_candidates": 20, "policy": "GruEnsemblePolicy", "policy_kwargs": {"net_arch": [64], "execute_steps": 1}},
+    "R": {
+        **MLP_MEMBERS,
+        "n_candidates": 20,
+        "policy": "GruEnsemblePolicy",
+        "policy_kwargs": {"net_arch": [64], "execute_steps": 1},
+    },
 }
 """S: 5 members of two hidden layers of 64, 4 candidates per member, T = 15, t = 5. L: 64 candidates per member. R: members
 with one recurrent layer of 64."""
