@@ -8,8 +8,8 @@ from torch import nn
 
 class ReturnTrust(nn.Module):
     """
-    Grows with the share of the variance of observed returns-to-go that members foretell: the squared correlation of what they
-    expected of windows and what followed, measured on each episode when it has ended, before they learn from it.
+    Share of the variance of observed returns-to-go that members foretell: the squared correlation of what they expected of
+    windows and what followed, measured on each episode when it has ended, before they learn from it.
 
     What comes after a plan was observed under all that the agent ever did, seldom, and with all noise of an episode, while
     the rewards within the plan are foreseen well. Where returns cannot be foretold, plans that follow them follow noise:
@@ -25,9 +25,6 @@ class ReturnTrust(nn.Module):
     MEMORY = 2000.0
     # Trust is complete at first, and gives way like a mean to which it contributes so many windows.
     PRIOR = 100.0
-    # Trust is nothing where less than the first share is foretold, and complete where more than the second is. Agents on
-    # FoodWorld and LunarLander-v3 foretell 0.1 to 0.3, those on other tasks 0.4 to 0.9 once they have begun to learn.
-    SHARES = (0.15, 0.45)
     # Where the rewards of all plans are the same, the least trust in returns tells them apart.
     LEAST = 0.05
 
@@ -52,8 +49,7 @@ class ReturnTrust(nn.Module):
         new = th.stack([w.sum(), (w * x).sum(), (w * y).sum(), (w * x * x).sum(), (w * x * y).sum(), (w * y * y).sum()])
         self.sums.mul_(math.exp(-float(new[0]) / self.MEMORY)).add_(new)
         share = (self.sums[0] * self._explained() + self.PRIOR) / (self.sums[0] + self.PRIOR)
-        nothing, everything = self.SHARES
-        self.value.fill_(float(((share - nothing) / (everything - nothing)).clamp(self.LEAST, 1.0)))
+        self.value.fill_(float(share.clamp(self.LEAST, 1.0)))
 
     def _explained(self) -> float:
         """
