@@ -25,13 +25,14 @@ def go_on(
     :param codec: What executes actions.
     :param execute_steps: How many actions of a plan are executed.
     :param observation: One observation or n of them.
-    :param state: What the last call returned; None: nothing was planned yet.
+    :param state: What the last call returned; plans alone, of which one action was executed: there are new ones at once,
+        which go on from them; None: nothing was planned yet.
     :param episode_start: Where an episode begins, shape (n,); None: nowhere.
     :return: Encoded actions, shape (n, action_dim); the plans as pre-activated actions, shape (n, T, action_dim), and how
         many actions of each were executed, shape (n,).
     """
-    if state is None:
-        plans = plan_anew(observation, None, episode_start)
+    if state is None or len(state) == 1:
+        plans = plan_anew(observation, state, episode_start)
         n_done = np.zeros(len(plans), dtype=np.int64)
     else:
         plans, n_done = (np.array(part) for part in state)

@@ -31,9 +31,10 @@ def observations(model):
 
 
 def test_shapes_of_single_and_batched_observations(model, observations):
-    actions, (plans,) = model.predict(observations)
+    actions, (plans, n_executed) = model.predict(observations)
     assert actions.shape == (6, *model.action_space.shape)
     assert plans.shape == (6, 6, model.policy.codec.dim)
+    np.testing.assert_array_equal(n_executed, np.ones(6))
     action, _ = model.predict(observations[0])
     assert action.shape == model.action_space.shape
     assert action.dtype == model.action_space.dtype
@@ -91,9 +92,9 @@ def test_generators_are_seeded_by_torch_and_copied(model, observations):
 
 
 def test_row_of_a_batch_equals_the_prediction_of_that_row(model, observations):
-    batch, (batch_plans,) = model.predict(observations, deterministic=True)
+    batch, (batch_plans, _) = model.predict(observations, deterministic=True)
     for row in range(len(observations)):
-        single, (plan,) = model.predict(observations[row], deterministic=True)
+        single, (plan, _) = model.predict(observations[row], deterministic=True)
         np.testing.assert_allclose(single, batch[row], atol=1e-5)
         np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
 
@@ -111,9 +112,9 @@ class Company(BaseFeaturesExtractor):
 def test_rows_of_features_that_depend_on_company(model, observations):
     settings = {**SMALL, "policy_kwargs": {"net_arch": [16], "features_extractor_class": Company}}
     agent = RGRL("MlpEnsemblePolicy", model.env.envs[0].spec.id, seed=0, **settings).learn(100)
-    _, (plans,) = agent.predict(observations, deterministic=True)
+    _, (plans, _) = agent.predict(observations, deterministic=True)
     for row in range(len(observations)):
-        _, (plan,) = agent.predict(observations[row], deterministic=True)
+        _, (plan, _) = agent.predict(observations[row], deterministic=True)
         np.testing.assert_allclose(plan[0], plans[row], atol=1e-2)
 
 
@@ -128,13 +129,16 @@ def test_rows_and_batches_of_every_kind_of_member(kind, env_id):
         np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], batch[row], atol=1e-4)
 
 
-def test_warm_rows_equal_warm_batches(model, observations):
+@pytest.mark.parametrize("execute_steps", [1, 3])
+def test_warm_rows_equal_warm_batches(model, observations, execute_steps, monkeypatch):
+    monkeypatch.setattr(model.policy, "execute_steps", execute_steps)
     _, plans = model.predict(observations, deterministic=True)
     starts = np.array([False, True, False, True, False, False])
-    batch, (batch_plans,) = model.predict(observations + 0.01, plans, starts, deterministic=True)
+    batch, (batch_plans, n_executed) = model.predict(observations + 0.01, plans, starts, deterministic=True)
     for row in range(len(observations)):
-        mine = (plans[0][row : row + 1],)
-        single, (plan,) = model.predict(observations[row] + 0.01, mine, starts[row : row + 1], deterministic=True)
+        mine = tuple(part[row : row + 1] for part in plans)
+        single, (plan, n_of_it) = model.predict(observations[row] + 0.01, mine, starts[row : row + 1], deterministic=True)
+        assert n_of_it[0] == n_executed[row] == (1 if execute_steps == 1 or starts[row] else 2)
         np.testing.assert_allclose(single, batch[row], atol=1e-5)
         np.testing.assert_allclose(plan[0], batch_plans[row], atol=1e-5)
 

@@ -340,7 +340,7 @@ def test_deterministic_decisions_depend_on_the_observation_alone(kind):
     policy = make_policy(CLOSED[0], "box", search=kind)
     observations = np.random.default_rng(3).normal(2.0, 3.0, (4, 4)).astype(np.float32)
     observations[3] = observations[1]
-    actions, (plans,) = policy.predict(observations, deterministic=True)
+    actions, (plans, _) = policy.predict(observations, deterministic=True)
     for warm in (None, (plans,)):
         at_once = policy.plan(observations, warm)
         for i in range(4):
