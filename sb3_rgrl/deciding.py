@@ -128,7 +128,7 @@ class DecidingPolicy(ExpectingPolicy):
                 watch(plan)
             return plan.preactivated
 
-        n_steps = min(self.execute_steps, self.starts.horizon)
+        n_steps = min(self.execute_steps, self.starts.horizon) if self.scales.foresight.suffices else 1
         encoded, after = go_on(plan_anew, self.codec, n_steps, observation, state, episode_start)
         return self.codec.decode(encoded), after
 

@@ -90,7 +90,7 @@ class LearningAlgorithm(BaseAlgorithm):
             ewc_penalty=penalty.item() / self.ensemble_size,
             reward_error=errors.rewards.mean().item() / windows.rewards.shape[-1],
             return_error=errors.returns.mean().item(),
-            state_loss=errors.state_loss.item(),
+            state_loss=errors.states.mean().item(),
         )
 
     # Units and priorities
@@ -121,7 +121,7 @@ class LearningAlgorithm(BaseAlgorithm):
                 returns, weights, alive, from_start = map(th.cat, zip(*told, strict=True))
                 scales.learn_returns(returns, weights * alive)
                 scales.learn_best_return(from_start, weights[:, -1])
-        self._renew_priorities(buffer, np.union1d(new, finished))
+        self._renew_priorities(buffer, np.union1d(new, finished), new)
 
     @property
     def _windows_at_once(self) -> int:
@@ -160,12 +160,19 @@ class LearningAlgorithm(BaseAlgorithm):
         from_start = (rewards * discounts).sum(dim=-1) + self.gamma**length * returns[:, -1]
         return returns, windows.return_weights[0], alive_before(windows.terminated[0]), from_start
 
-    def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray) -> None:
+    def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray, new: np.ndarray | None = None) -> None:
+        """
+        :param buffer: The replay buffer.
+        :param windows: Windows whose priorities are renewed.
+        :param new: Those of them that nobody has learned from yet; None: none.
+        """
         for chunk in _chunks(windows, self._windows_at_once):
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
             with th.no_grad():
                 errors = self.policy.window_errors(buffer.windows(indices, env=self._vec_normalize_env), thin=False)
             buffer.update_priorities(indices, errors.rewards, errors.returns)
+            if new is not None:
+                self.policy.scales.foresight.learn(errors.states[:, np.isin(chunk, new)].mean(dim=0))
 
     def _losses_on_everything(self, buffer: SequenceReplayBuffer) -> Iterator[th.Tensor]:
         """

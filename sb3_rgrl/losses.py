@@ -19,8 +19,8 @@ class WindowErrors(NamedTuple):
     """Absolute error of the rewards, summed over the window up to the end: the paper's delta_ik, shape (m, b)."""
     returns: th.Tensor
     """Absolute error of the returns-to-go, with their weights in the loss, mean over the milestones, shape (m, b)."""
-    state_loss: th.Tensor
-    """Squared error of the change of state, mean over everything, a scalar."""
+    states: th.Tensor
+    """Squared error of the changes of state, mean over milestones and elements, shape (m, b)."""
 
 
 def window_errors(
@@ -79,5 +79,5 @@ def window_errors(
         losses=losses,
         rewards=rewards.detach().abs().sum(dim=-1),
         returns=(weights * returns.detach().abs()).mean(dim=-1),
-        state_loss=(changes.detach() ** 2).mean(),
+        states=(changes.detach() ** 2).mean(dim=(-1, -2)),
     )

@@ -62,7 +62,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param n_warm_iterations: Iterations of decisions that go on from the last one; None: as many as of the others. Half of
         their plans are near their goal from the start.
     :param execute_steps: How many actions of a plan are executed, ``plan_horizon`` at most, before there is a new one: while
-        learning, and by :meth:`predict`, which returns them one at a call.
+        learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to be unforeseeable, one,
+        see :class:`~sb3_rgrl.trust.Foresight`.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by

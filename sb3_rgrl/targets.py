@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_rgrl.trust import ReturnTrust
+from sb3_rgrl.trust import Foresight, ReturnTrust
 
 
 class WindowSamples(NamedTuple):
@@ -171,6 +171,7 @@ class Scales(nn.Module):
         self.reward = Standardizer(1, relative=True)
         self.return_to_go = Standardizer(1, relative=True)
         self.trust = ReturnTrust()
+        self.foresight = Foresight()
         self.register_buffer("best_reward", th.tensor(-th.inf))
         self.register_buffer("best_return", th.tensor(-th.inf))
         self.register_buffer("largest_weight", th.tensor(0.0))

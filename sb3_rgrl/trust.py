@@ -1,4 +1,4 @@
-"""How far predicted returns-to-go can be believed."""
+"""How far predicted returns-to-go and states can be believed."""
 
 import math
 
@@ -59,3 +59,45 @@ class ReturnTrust(nn.Module):
         covariance = xy / total - x / total * y / total
         variances = (xx / total - (x / total) ** 2) * (yy / total - (y / total) ** 2)
         return covariance**2 / variances if covariance > 0.0 and variances > 0.0 else 0.0
+
+
+class Foresight(nn.Module):
+    """
+    Whether states come as members expect them, measured on each window before they learn from it.
+
+    To follow a plan for several steps without looking is for tasks whose states can be foreseen. Where chance decides what
+    comes next, the second action of a plan knows less than it could.
+    """
+
+    # A state is foreseen where the squared error of its change is less than that share of the change's variance. Where chance
+    # draws each state anew, a half is left even if its distribution is known.
+    FORESEEN = 0.25
+    # Members have learned little before so many windows.
+    PATIENCE = 1000.0
+    # So many windows later, what was measured counts by 1/e.
+    MEMORY = 500.0
+
+    count: th.Tensor
+    share: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", th.zeros((), dtype=th.float64))
+        # Of windows whose states were foreseen
+        self.register_buffer("share", th.ones((), dtype=th.float64))
+
+    @property
+    def suffices(self) -> bool:
+        """Whether more than half of the states were foreseen of late; true until enough was seen."""
+        return bool(self.count < self.PATIENCE) or bool(self.share > 0.5)
+
+    def learn(self, errors: th.Tensor) -> None:
+        """
+        :param errors: Squared errors of the changes of state of n windows, in units of their variance, shape (n,).
+        """
+        if len(errors) == 0:
+            return
+        kept = math.exp(-len(errors) / self.MEMORY)
+        foreseen = (errors < self.FORESEEN).double().mean()
+        self.share.mul_(kept).add_((1.0 - kept) * foreseen)
+        self.count += len(errors)

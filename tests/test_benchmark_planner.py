@@ -314,6 +314,7 @@ def test_command_writes_every_figure(quick_run):
         ("L", "x", "<= 2.5"),
         ("R", "x", ">= 5"),
         ("shipped", "ms", "<= 1.5"),
+        ("shipped", "ms", "<= 1.5"),
         ("shipped", "x", "<= 10"),
         ("S", "x", ">= 25"),
         ("shipped", "x", ">= 25"),

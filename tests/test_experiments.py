@@ -474,7 +474,8 @@ def test_one_factor_at_a_time_and_the_baseline_once():
         *("choice=cyclic", "choice=mean", "dropout=0", "dropout=0.001", "per=0.6", "per=1"),
         *("ewc=1-batch", "ewc=100-window", "warm_start=off"),
         *("candidates=5", "candidates=20", "candidates=100"),
-        *("exploration=1", "exploration=50", "recency=0", "expectile=0.5", "hold=0"),
+        *("exploration=1", "exploration=50", "recency=0", "expectile=0.5"),
+        *("trust=0", "trust=0.3", "trust=1", "execute=1", "execute=5", "hold=0"),
     ]
     assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
     hyperparams = {run.settings["variant"]: run.settings["hyperparams"] for run in runs}

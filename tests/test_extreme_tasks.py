@@ -213,7 +213,7 @@ def test_windows_longer_than_every_episode_that_terminates():
 
 def test_episode_that_never_ends_is_learned_from():
     # Random actions wait for the end of an episode, but not for ever.
-    settings = {**ABLE, "buffer_size": 150, "learning_starts": 20}
+    settings = {**ABLE, "buffer_size": 150, "learning_starts": 20, "policy_kwargs": {"execute_steps": 1}}
     model = RGRL("MlpEnsemblePolicy", make_vec_env(lambda: Steer(ends=None), seed=0), **settings).learn(400)
     assert not model.policy.scales.knows_returns
     assert len(model.replay_buffer._episodes[0]) <= 150

@@ -98,7 +98,7 @@ def prediction_errors(model: RGRL) -> dict[str, float]:
     """How wrong the members are about what the buffer holds, in standard deviations (squared for states)."""
     every = model.replay_buffer.all_windows()
     errors = model.policy.window_errors(model.replay_buffer.windows(np.stack([every] * 5)), thin=False)
-    return {"next_observations": errors.state_loss.item(), "returns_to_go": errors.returns.mean().item()}
+    return {"next_observations": errors.states.mean().item(), "returns_to_go": errors.returns.mean().item()}
 
 
 @pytest.mark.parametrize("field", ["next_observations", "returns_to_go"])

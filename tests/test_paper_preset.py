@@ -47,6 +47,7 @@ SHARED = {
         "action_initializer": "normal",
         "member_choice": "random",
         "warm_start": False,
+        "execute_steps": 1,
     },
     "env_wrapper": [{"sb3_rgrl.thermometer.ThermometerObservation": {"n_bits": 100}}],
 }

@@ -233,9 +233,9 @@ class Watching(PlanPicturesCallback):
         super()._on_training_start()
         self.planned, policy, plan = [], self.model.policy, self.model.policy.plan
 
-        def watched(obs, *args, **kwargs):
-            decision = plan(obs, *args, **kwargs)
-            if kwargs.get("generator") is policy.generator:
+        def watched(obs, *args):
+            decision = plan(obs, *args)
+            if any(argument is policy.generator for argument in args):
                 self.planned.append(policy.predict_return(obs, decision.actions).numpy())
             return decision
 
@@ -246,17 +246,18 @@ class Watching(PlanPicturesCallback):
         del self.model.policy.plan
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_callback_notes_what_was_expected_of_every_decision(normalized):
+@pytest.mark.parametrize(("normalized", "execute_steps"), [(False, 1), (True, 1), (True, 3)])
+def test_callback_notes_what_was_expected_of_every_decision(normalized, execute_steps):
     env = make_vec_env("Pendulum-v1", n_envs=2, seed=0, env_kwargs={"max_episode_steps": 20})
     env = VecNormalize(env, gamma=0.98) if normalized else env
     callback = Watching()
     model = RGRL("MlpEnsemblePolicy", env, seed=0, **SMALL)
+    model.policy.execute_steps = execute_steps
     with pytest.warns(UserWarning, match="no TensorBoard folder"):
         model.learn(160, callback=callback)
     decisions = callback.beliefs.decisions()
     expected = np.array(callback.planned)  # (decisions, m, n_envs)
-    assert len(decisions.step) == 2 * len(expected) >= 40
+    assert len(decisions.step) == 2 * len(expected) >= 40 // execute_steps
     order = np.argsort(decisions.step, kind="stable")
     np.testing.assert_allclose(decisions.expected[order], expected.mean(axis=1).ravel(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(decisions.spread[order], expected.std(axis=1).ravel(), rtol=1e-3, atol=1e-5)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.envs import IdentityEnv
 
 from sb3_rgrl import RGRL
-from sb3_rgrl.trust import ReturnTrust
+from sb3_rgrl.trust import Foresight, ReturnTrust
 
 SMALL = {"learning_starts": 60, "n_plan_iterations": 2, "n_candidates": 10, "seed": 0}
 
@@ -144,3 +145,44 @@ def test_trust_is_saved(tmp_path):
     assert loaded.return_trust == 0.5
     assert th.equal(loaded.scales.trust.sums, trust.sums)
     assert th.equal(loaded.scales.trust.value, trust.value)
+
+
+def test_foresight_is_the_share_of_states_that_were_foreseen():
+    foresight = Foresight()
+    rng = np.random.default_rng(0)
+    share, errors = 1.0, rng.exponential(0.3, (40, 50))
+    for some in errors:
+        assert foresight.suffices == (foresight.count < 1_000 or share > 0.5)
+        foresight.learn(th.tensor(some))
+        share = np.exp(-50 / 500) * share + (1 - np.exp(-50 / 500)) * (some < 0.25).mean()
+        np.testing.assert_allclose(foresight.share.item(), share)
+    assert foresight.count == 2_000
+    foresight.learn(th.zeros(0))
+    assert foresight.count == 2_000
+
+
+@pytest.mark.parametrize(("error", "suffices"), [(0.1, True), (0.5, False)])
+def test_patience_before_foresight_is_judged(error, suffices):
+    foresight = Foresight()
+    foresight.learn(th.full((999,), error))
+    assert foresight.suffices
+    foresight.learn(th.full((1,), error))
+    assert foresight.suffices is suffices
+
+
+def test_where_states_are_drawn_anew_every_step_is_planned(monkeypatch):
+    model = RGRL("MlpEnsemblePolicy", IdentityEnv(4), **SMALL).learn(300)
+    assert model.policy.scales.foresight.share < 0.5
+    monkeypatch.setattr(Foresight, "PATIENCE", 200.0)
+    observations, state = model.get_env().reset(), None
+    for _ in range(4):
+        _, state = model.predict(observations, state, np.zeros(1, dtype=bool))
+        assert state[1].tolist() == [1]
+    monkeypatch.setattr(Foresight, "PATIENCE", 1e9)
+    assert model.predict(observations, state, np.zeros(1, dtype=bool))[1][1].tolist() == [2]
+
+
+def test_states_of_cartpole_are_foreseen():
+    foresight = RGRL("MlpEnsemblePolicy", "CartPole-v1", **SMALL).learn(600).policy.scales.foresight
+    assert 500 < foresight.count <= 600
+    assert 0.5 < foresight.share < 1.0
