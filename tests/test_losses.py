@@ -129,7 +129,7 @@ def plain_member(ensemble: Ensemble, layers: list[Layer], i: int) -> oracle.Pred
 def assert_equals_oracle(
     errors: WindowErrors, members: list[oracle.Predict], samples: tuple, scales: Scales, *weights: float
 ) -> None:
-    units, state_losses = plain_units(scales), []
+    units = plain_units(scales)
     assert errors.losses.shape == errors.rewards.shape == errors.returns.shape == (len(members), BATCH)
     for i, member in enumerate(members):
         for k in range(BATCH):
@@ -137,9 +137,8 @@ def assert_equals_oracle(
             assert errors.losses[i, k].item() == pytest.approx(expected.loss, rel=1e-9)
             assert errors.rewards[i, k].item() == pytest.approx(expected.rewards, rel=1e-9)
             assert errors.returns[i, k].item() == pytest.approx(expected.returns, rel=1e-9)
-            state_losses.append(expected.state_loss)
-    assert errors.state_loss.item() == pytest.approx(np.mean(state_losses), rel=1e-9)
-    assert not any(part.requires_grad for part in (errors.rewards, errors.returns, errors.state_loss))
+            assert errors.states[i, k].item() == pytest.approx(expected.state_loss, rel=1e-9)
+    assert not any(part.requires_grad for part in (errors.rewards, errors.returns, errors.states))
 
 
 @pytest.mark.parametrize("return_weight", [0.0, 0.7])
@@ -220,7 +219,7 @@ def test_errors_by_hand_of_members_that_expect_nothing():
     # delta_ik of the paper: absolute errors of the rewards, summed over the window
     assert errors.rewards.item() == pytest.approx(6.0)
     assert errors.returns.item() == pytest.approx(0.1 * 0.5 * 6.0)
-    assert errors.state_loss.item() == pytest.approx(5.0)
+    assert errors.states.item() == pytest.approx(5.0)
 
 
 # What does not count

@@ -171,7 +171,7 @@ def test_patience_before_foresight_is_judged(error, suffices):
 
 
 def test_where_states_are_drawn_anew_every_step_is_planned(monkeypatch):
-    model = RGRL("MlpEnsemblePolicy", IdentityEnv(4), **SMALL).learn(300)
+    model = RGRL("MlpEnsemblePolicy", IdentityEnv(4), **SMALL).learn(600)
     assert model.policy.scales.foresight.share < 0.5
     monkeypatch.setattr(Foresight, "PATIENCE", 200.0)
     observations, state = model.get_env().reset(), None
