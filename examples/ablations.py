@@ -129,7 +129,7 @@ GROUPS = {
         {f"trust={share:g}": {"policy_kwargs.return_trust": share} for share in (0.0, 0.3, 1.0)},
     ),
     "execute": Group(
-        "how many actions of a plan are executed", {f"execute={k}": {"policy_kwargs.execute_steps": k} for k in (1, 3, 5)}
+        "how many actions of a plan are executed", {f"execute={k}": {"policy_kwargs.execute_steps": k} for k in (1, 5)}
     ),
     "hold": Group("probability that a random action is held", {f"hold={p:g}": {"random_action_hold": p} for p in (0.0, 0.9)}),
 }

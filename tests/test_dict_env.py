@@ -143,7 +143,7 @@ def test_learns_and_predicts(parts):
     anew, cold = model.predict(batch, state=(100.0 * plans[0],), episode_start=np.ones(4, dtype=bool), deterministic=True)
     np.testing.assert_array_equal(anew, actions)
     np.testing.assert_array_equal(cold[0], plans[0])
-    _, warm = model.predict(batch, state=plans, episode_start=np.zeros(4, dtype=bool), deterministic=True)
+    _, warm = model.predict(batch, state=plans[:1], episode_start=np.zeros(4, dtype=bool), deterministic=True)
     assert not np.array_equal(warm[0], plans[0])
     assert model.policy.predict_reward(batch, whole.actions).shape == (2, 4, 6)
 
