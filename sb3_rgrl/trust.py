@@ -14,7 +14,8 @@ class ReturnTrust(nn.Module):
     What comes after a plan was observed under all that the agent ever did, seldom, and with all noise of an episode, while
     the rewards within the plan are foreseen well. Where returns cannot be foretold, plans that follow them follow noise:
     FoodWorld was hardly learned, where the rewards of the plan alone suffice. But on CartPole-v1, where little but the return
-    tells plans apart, agents stay at 200 if a tenth of it counts (docs/tried.md, "Returns that cannot be foretold"). So the return-to-go counts in plans by what it was worth so far.
+    tells plans apart, agents stay at 200 if a tenth of it counts (docs/tried.md, "Returns that cannot be foretold"). So the
+    return-to-go counts in plans by what it was worth so far.
 
     Correlation knows neither bias nor scale: while an agent gets better, its returns are better than was expected, and that
     is no reason for distrust.

@@ -191,3 +191,23 @@ def test_scores_need_less_memory_than_gradients():
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert results[0][2] == 4 * results[1][2]
+
+
+@pytest.mark.parametrize(("execute_steps", "every"), [(1, 1), (3, 3)])
+def test_learning_follows_plans_as_well(execute_steps, every, monkeypatch):
+    model = RGRL("MlpEnsemblePolicy", "Pendulum-v1", seed=0, **SMALL)
+    model.policy.execute_steps = execute_steps
+    monkeypatch.setattr(type(model), "_may_plan", lambda self: self.num_timesteps >= 60)
+    planned, plan = [], model.policy.plan
+
+    def noting(*args):
+        planned.append((model.num_timesteps, plan(*args)))
+        return planned[-1][1]
+
+    monkeypatch.setattr(model.policy, "plan", noting)
+    model.learn(100)
+    assert model.num_timesteps == 100
+    assert [step for step, _ in planned] == list(range(60, 100, every))
+    executed = model.policy.codec.decode(model.replay_buffer.actions[60:100]).reshape(40, 1)
+    expected = np.concatenate([made.actions[0, :every] for _, made in planned])[:40]
+    np.testing.assert_allclose(executed, expected, rtol=1e-5, atol=1e-6)
