@@ -22,7 +22,7 @@ class ActingAlgorithm(BaseAlgorithm):
     """The part of :class:`~sb3_rgrl.rgrl.RGRL` that acts in environments and stores what comes of it."""
 
     # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``.
-    FIRST_EPISODES: ClassVar[int] = 2
+    FIRST_EPISODES: ClassVar[int] = 5
     PATIENCE: ClassVar[int] = 10
 
     policy: EnsemblePolicy

@@ -79,14 +79,16 @@ class EnsemblePolicy(DecidingPolicy):
     :param share_features_extractor: Always true: members judge the same plans from the same state.
     :param normalize_images: Whether to divide images by 255.
     :param optimizer_class: Optimizer of the members' weights.
-    :param optimizer_kwargs: Its keyword arguments, without the learning rate; None: those of its class, and for Adam its
-        fused kernel.
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate; None: those of its class, for Adam and AdamW
+        the fused kernel, and for AdamW a weight decay of 0.1.
     :raises ValueError: If a parameter is out of its range.
     """
 
     member_kind: ClassVar[str] = "mlp"
     default_net_arch: ClassVar[tuple[int, ...]] = (64, 64)
     default_activation_fn: ClassVar[type[nn.Module]] = nn.SiLU
+    # Members that learn the same few returns again and again learn them by heart; weights that fade keep to what is common.
+    WEIGHT_DECAY: ClassVar[float] = 0.1
 
     def __init__(
         self,
@@ -128,12 +130,14 @@ class EnsemblePolicy(DecidingPolicy):
         features_extractor_kwargs: dict[str, Any] | None = None,
         share_features_extractor: bool = True,
         normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
+        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
             # One kernel for all weights: a third of the time for nets as small as these (docs/performance.md).
             optimizer_kwargs = {"fused": True}
+            if optimizer_class is th.optim.AdamW:
+                optimizer_kwargs["weight_decay"] = self.WEIGHT_DECAY
         if not share_features_extractor:
             raise ValueError(
                 "share_features_extractor must be True: members judge the same plans from the same state, so they share what "

@@ -51,7 +51,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
     :param learning_starts: How many steps of random actions come before learning and planning. Random actions go on until
-        two episodes have ended, though for no more than ten times that, and as long as no reward or return was different
+        five episodes have ended, though for no more than ten times that, and as long as no reward or return was different
         from another.
     :param batch_size: Windows per member and gradient step.
     :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is

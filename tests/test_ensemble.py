@@ -11,11 +11,9 @@ from sb3_rgrl.ensemble.initializers import WEIGHT_INITIALIZERS, initialize
 STATE_DIM, ACTION_DIM, LENGTH, MEMBERS = 3, 2, 4, 5
 
 
-def make_ensemble(
-    net_arch: tuple[int, ...] = (16, 8), dropout: float = 0.0, activation_fn=nn.SiLU, n_milestones: int = 1
-) -> MlpEnsemble:
+def make_ensemble(net_arch: tuple[int, ...] = (16, 8), dropout: float = 0.0, activation_fn=nn.SiLU, **kwargs) -> MlpEnsemble:
     th.manual_seed(0)
-    return MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, net_arch, activation_fn, dropout, n_milestones=n_milestones)
+    return MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, net_arch, activation_fn, dropout, **kwargs)
 
 
 def separate_nets(ensemble: MlpEnsemble, activation_fn: type[nn.Module]) -> list[nn.Sequential]:
@@ -89,7 +87,7 @@ def test_gradients_of_the_weights_equal_those_of_separate_nets(n_milestones):
 
 
 def test_members_begin_different_and_within_the_bounds_of_linear():
-    ensemble = make_ensemble((100, 200))
+    ensemble = make_ensemble((100, 200), state_gain=None)
     for weight, bias in zip(ensemble.weights, ensemble.biases, strict=True):
         # torch.nn.Linear draws both within one over the square root of the number of inputs.
         bound = weight.shape[1] ** -0.5
@@ -284,3 +282,30 @@ def test_members_take_the_initializer(kind):
 def test_unknown_initializer():
     with pytest.raises(ValueError, match=r"weight_initializer must be one of .*'orthogonal'.*, got 'glorot'"):
         MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, (16,), nn.SiLU, 0.0, weight_initializer="glorot")
+
+
+def first_layers(**kwargs) -> tuple[th.Tensor, th.Tensor]:
+    th.manual_seed(0)
+    ensemble = MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, 200, (16,), nn.SiLU, 0.0, **kwargs)
+    return ensemble.weights[0].data, ensemble.biases[0].data
+
+
+@pytest.mark.parametrize("gain", [0.5, 3.5, 10.0])
+def test_state_gain_bounds_the_first_weights_of_states(gain):
+    plain_weight, plain_bias = first_layers(state_gain=None)
+    weight, bias = first_layers(state_gain=gain)
+    of_states, of_actions = weight[:, :STATE_DIM], weight[:, STATE_DIM:]
+    bound = gain / STATE_DIM**0.5
+    assert 0.99 * bound < of_states.abs().max() <= bound * (1 + 1e-6)
+    assert of_states.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    # Actions begin as they would, and the same numbers are drawn.
+    assert th.equal(of_actions, plain_weight[:, STATE_DIM:])
+    th.testing.assert_close(of_states / of_states.std(), plain_weight[:, :STATE_DIM] / plain_weight[:, :STATE_DIM].std())
+    assert 1.4 < bias.abs().max() <= 1.5
+    assert plain_bias.abs().max() < 1.0
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, float("nan"), float("inf")])
+def test_odd_state_gain(gain):
+    with pytest.raises(ValueError, match="state_gain must be a positive number or None"):
+        first_layers(state_gain=gain)

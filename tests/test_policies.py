@@ -429,3 +429,19 @@ def test_every_parameter_of_a_policy_is_saved_with_it():
     model = make_model()
     parameters = set(inspect.signature(sb3_rgrl.policies.EnsemblePolicy.__init__).parameters) - {"self"}
     assert parameters == set(model.policy._get_constructor_parameters())
+
+
+def test_weights_fade_by_default():
+    group = RGRL("MlpEnsemblePolicy", "CartPole-v1").policy.optimizer.param_groups[0]
+    assert (type(RGRL("MlpEnsemblePolicy", "CartPole-v1").policy.optimizer), group["weight_decay"]) == (optim.AdamW, 0.1)
+    assert group["fused"] is True
+
+
+@pytest.mark.parametrize("optimizer_class", [optim.Adam, optim.AdamW])
+def test_optimizers_of_the_caller_have_their_own_weight_decay(optimizer_class):
+    policy_kwargs = {"optimizer_class": optimizer_class, "optimizer_kwargs": {"eps": 1e-5}}
+    optimizer = RGRL("MlpEnsemblePolicy", "CartPole-v1", policy_kwargs=policy_kwargs).policy.optimizer
+    assert optimizer.defaults["weight_decay"] == optimizer_class([th.nn.Parameter(th.zeros(1))]).defaults["weight_decay"]
+    assert optimizer.defaults["eps"] == 1e-5
+    plain = RGRL("MlpEnsemblePolicy", "CartPole-v1", policy_kwargs={"optimizer_class": optim.Adam}).policy.optimizer
+    assert (plain.defaults["weight_decay"], plain.defaults["fused"]) == (0, True)

@@ -1,5 +1,6 @@
 """Members that take a whole window of actions in one pass."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -22,7 +23,15 @@ class MlpEnsemble(Ensemble):
     :param dropout: Probability that a hidden unit is missing from a thinned member.
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param n_milestones: How many times in a window state, end and return are predicted.
+    :param state_gain: First weights of states are larger: with the initializer "torch", uniform within that many times one
+        over the square root of ``state_dim``. Nets that begin as small as usual are smooth for long, and a return that
+        falls off a cliff is not (the spectral bias, see Yang, Ajay and Agrawal, "Overcoming the spectral bias of neural value
+        approximation", 2022); the paper's thermometer bits serve the same end. None: as the initializer has them.
+    :raises ValueError: If ``state_gain`` is not a positive number.
     """
+
+    # Biases of units that begin steep are spread as wide as standardised states are.
+    BIAS_BOUND = 1.5
 
     def __init__(
         self,
@@ -35,6 +44,7 @@ class MlpEnsemble(Ensemble):
         dropout: float,
         weight_initializer: str = "torch",
         n_milestones: int = 1,
+        state_gain: float | None = 3.5,
     ) -> None:
         super().__init__(state_dim, action_dim, sequence_length, n_members, n_milestones, dropout, weight_initializer)
         n_outputs = sequence_length + n_milestones * (state_dim + 2)
@@ -42,6 +52,20 @@ class MlpEnsemble(Ensemble):
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
             self.add_layer(n_in, n_out, fed_by=k - 1 if k > 0 else None)
         self.activation = activation_fn()
+        if state_gain is not None and state_dim > 0:
+            self._steepen(state_gain)
+
+    def _steepen(self, state_gain: float) -> None:
+        """
+        :param state_gain: See :class:`MlpEnsemble`.
+        """
+        if not 0.0 < state_gain < math.inf:
+            raise ValueError(f"state_gain must be a positive number or None, got {state_gain}")
+        weight, bias = self.weights[0], self.biases[0]
+        n_in = weight.shape[1]
+        with th.no_grad():
+            weight[:, : self.state_dim] *= state_gain * math.sqrt(n_in / self.state_dim)
+            bias *= self.BIAS_BOUND * math.sqrt(n_in)
 
     def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
         """See :meth:`Ensemble.forward`."""
