@@ -9,6 +9,10 @@ from sb3_rgrl.goals import AIMS
 from sb3_rgrl.searches import check_search
 
 
+class NotAnImageError(AssertionError, ValueError):
+    """Observations are no images, but a policy for images gets them: an AssertionError in SB3, a ValueError by its nature."""
+
+
 def check_agent(agent: Any) -> None:
     """
     :param agent: The agent, of which those are the attributes.

@@ -99,6 +99,8 @@ class DecidingPolicy(ExpectingPolicy):
                 plans = starts.warm(plans, last, episode_start)
                 n_iterations = self._iterations_when_warm(len(states), episode_start)
             n_considered = self._n_considered(deterministic)
+            if generator is None and not self._in_closed_form(states) and states.device.type == "cpu":
+                return self._decide_one_by_one(states, plans, n_considered, n_iterations)
             return self._decide(states, plans, n_considered, generator, n_iterations)
 
     def act(
@@ -167,6 +169,25 @@ class DecidingPolicy(ExpectingPolicy):
             n_iterations[np.asarray(episode_start, dtype=bool)] = self.planner.n_iterations
         return n_iterations
 
+    def _decide_one_by_one(
+        self, states: th.Tensor, plans: np.ndarray, n_considered: int, n_iterations: np.ndarray | None
+    ) -> Plan:
+        """
+        Each state as if it were alone. Torch rounds in another way for each number of rows; Adam makes whole steps of
+        gradients that are no more than rounding, and rounding tells which of the plans with the same actions is the best.
+
+        :param states: See :meth:`_decide`.
+        :param plans: See :meth:`_decide`.
+        :param n_considered: See :meth:`_decide`.
+        :param n_iterations: See :meth:`_decide`.
+        :return: See :meth:`_decide`.
+        """
+        decisions = []
+        for k in range(len(states)):
+            own = None if n_iterations is None else n_iterations[k : k + 1]
+            decisions.append(self._decide(states[k : k + 1], plans[:, k : k + 1].copy(), n_considered, None, own))
+        return decisions[0] if len(decisions) == 1 else _side_by_side(decisions)
+
     def _decide(
         self,
         states: th.Tensor,
@@ -203,9 +224,7 @@ class DecidingPolicy(ExpectingPolicy):
         :param generator: See :meth:`_decide`.
         :return: Who judges plans, and what is drawn for that.
         """
-        # Closed forms work in place: outside of the CPU and in other precisions autograd does.
-        on_cpu = states.device.type == "cpu" and states.dtype == self.discounts.dtype == th.float32
-        in_closed_form = on_cpu and self.fast_gradients and self._court.can_judge(self.ensemble, self.action_space)
+        in_closed_form = self._in_closed_form(states)
         if in_closed_form and generator is None and self.search == "gradient":
             draws = self._court.fixed_draws(self.planner, self.ensemble, population)
         else:
@@ -216,6 +235,11 @@ class DecidingPolicy(ExpectingPolicy):
             return AutogradJudges(self.ensemble, self.codec, case), draws
         n_draws, depend_on = max(self.planner.n_iterations, 1), self._depend_on()
         return self._court.judges(self.ensemble, self.codec, states, self._aims, depend_on, draws, n_draws), draws
+
+    def _in_closed_form(self, states: th.Tensor) -> bool:
+        # Closed forms work in place: outside of the CPU and in other precisions autograd does.
+        on_cpu = states.device.type == "cpu" and states.dtype == self.discounts.dtype == th.float32
+        return on_cpu and self.fast_gradients and self._court.can_judge(self.ensemble, self.action_space)
 
     def _aims(self) -> tuple[Goal, Units]:
         return self.goal(), self.units()
@@ -266,6 +290,29 @@ class DecidingPolicy(ExpectingPolicy):
             search. With ``n_warm_iterations`` those that go on from the last decision take fewer.
         """
         return count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, self._n_considered(deterministic))
+
+
+def _side_by_side(plans: list[Plan]) -> Plan:
+    """
+    :param plans: Decisions for one state each.
+    :return: The decision for all of them. What needed fewer iterations stays as it was in the end.
+    """
+    n_steps = max(len(plan.descent.steps) for plan in plans)
+    rows = []
+    for plan in plans:
+        last, steps = plan.descent.preactivated, plan.descent.steps
+        stays = last, th.full(last.shape[:2], float(plan.error[0]), dtype=last.dtype)
+        rows.append([*steps, *[stays] * (n_steps - len(steps))])
+    steps = [tuple(th.cat(parts, dim=1) for parts in zip(*row, strict=True)) for row in zip(*rows, strict=True)]
+    descent = Descent(th.cat([plan.descent.preactivated for plan in plans], dim=1), steps)
+    return Plan(
+        actions=np.concatenate([plan.actions for plan in plans]),
+        preactivated=np.concatenate([plan.preactivated for plan in plans]),
+        error_before=np.concatenate([plan.error_before for plan in plans]),
+        error=np.concatenate([plan.error for plan in plans]),
+        disagreement=np.concatenate([plan.disagreement for plan in plans]),
+        descent=descent,
+    )
 
 
 def _generator(seed: int) -> np.random.Generator:

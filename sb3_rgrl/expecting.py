@@ -1,6 +1,7 @@
 """What an ensemble expects: observations become states, plans rewards and returns; and how far that is from what happened."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from sb3_rgrl.actions import ActionCodec
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
@@ -88,7 +90,7 @@ class ExpectingPolicy(BasePolicy):
             raw = as_array.astype(np.float32, copy=False).reshape(-1, unit.mean.shape[0])
             return th.from_numpy((raw - unit.mean.numpy()) / unit.std.numpy())
         obs_tensor, _ = self.obs_to_tensor(observation)
-        with th.no_grad():
+        with th.no_grad(), in_action(self.features_extractor):
             states: th.Tensor = self.scales.state(self.extract_features(obs_tensor, self.features_extractor))
         return states
 
@@ -196,3 +198,21 @@ class ExpectingPolicy(BasePolicy):
         states, next_states = self.states_of(windows.observations), self.next_states_of(windows)
         weights = self.return_weight, self.return_expectile
         return window_errors(self.ensemble, members, self.scales, windows, states, next_states, *weights)
+
+
+@contextmanager
+def in_action(module: nn.Module) -> Iterator[None]:
+    """
+    While that lasts, a net does what it does outside of learning: dropout takes nothing away, and batch normalisation goes by
+    its running statistics and leaves them alone. :meth:`learn` leaves the policy as it is for learning, as in SB3.
+
+    :param module: The net. Each part of it is afterwards as it was.
+    """
+    learning = [part for part in module.modules() if part.training]
+    for part in learning:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in learning:
+            part.training = True

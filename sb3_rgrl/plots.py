@@ -74,9 +74,6 @@ def plan_trace(
     :return: The figure.
     :raises ValueError: If the plan is not one for that many observations, or there is no such index.
     """
-    if policy.training:
-        # As `predict` does
-        policy.set_training_mode(False)
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index)
     path = plan.descent.path()[:, :, index]

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.arguments import check_policy
+from sb3_rgrl.arguments import NotAnImageError, check_policy
 from sb3_rgrl.court import Court
 from sb3_rgrl.deciding import DecidingPolicy
 from sb3_rgrl.deciding import Plan as Plan
@@ -343,7 +343,7 @@ class CnnEnsemblePolicy(MlpEnsemblePolicy):
     :param lr_schedule: Learning rate of the members' weights and of the features extractor.
     :param features_extractor_class: Features extractor that makes a state out of an image.
     :param kwargs: See :class:`EnsemblePolicy`.
-    :raises ValueError: If observations are no images that the features extractor can take.
+    :raises NotAnImageError: If observations are no images; it is a ValueError and, as SB3's, an AssertionError.
     """
 
     def __init__(
@@ -363,10 +363,11 @@ class CnnEnsemblePolicy(MlpEnsemblePolicy):
     ) -> None:
         super()._check_observation_space(space, features_extractor_class, normalize_images)
         if features_extractor_class is NatureCNN and not is_image_space(space, normalized_image=not normalize_images):
-            raise ValueError(
-                f"CnnEnsemblePolicy needs images (Box of uint8, 0 to 255, at least 36 x 36), but observations are "
-                f"{space}. Use MlpEnsemblePolicy for vectors, or policy_kwargs=dict(normalize_images=False) for "
-                "images that are scaled to 0 .. 1 already."
+            raise NotAnImageError(
+                f"You should use NatureCNN only with images not with {space}\n"
+                f"(you are probably using `{cls.__name__}` instead of `MlpEnsemblePolicy` or `MultiInputEnsemblePolicy`).\n"
+                "Images are a Box of uint8, 0 to 255, of three dimensions. For images that are scaled to 0 .. 1 already, or "
+                "by VecNormalize, channels first: policy_kwargs=dict(normalize_images=False)."
             )
 
 

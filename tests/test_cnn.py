@@ -71,7 +71,7 @@ def test_images_are_divided_by_255_unless_told_otherwise():
             super().__init__(3, 40, 40, channel_first=True)
             self.observation_space = spaces.Box(0.0, 1.0, (1, 40, 40), dtype=np.float32)
 
-    with pytest.raises(ValueError, match=r"CnnEnsemblePolicy needs images .*normalize_images=False"):
+    with pytest.raises(ValueError, match=r"(?s)only with images not with Box.*policy_kwargs=dict\(normalize_images=False\)"):
         make_model(Scaled())
     policy_kwargs = {**TINY["policy_kwargs"], "normalize_images": False}
     model = make_model(Scaled(), policy_kwargs=policy_kwargs).learn(60)
@@ -118,9 +118,13 @@ def test_members_share_the_extractor():
         make_model(policy_kwargs={"share_features_extractor": False})
 
 
-def test_vectors_are_no_images():
-    with pytest.raises(ValueError, match="CnnEnsemblePolicy needs images"):
-        RGRL(CnnEnsemblePolicy, "CartPole-v1", **SMALL)
+@pytest.mark.parametrize("error", [ValueError, AssertionError])
+@pytest.mark.parametrize("policy", ["CnnPolicy", CnnEnsemblePolicy])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
+def test_vectors_are_no_images(env_id, policy, error):
+    # The beginning is SB3's, which asserts it.
+    with pytest.raises(error, match=r"You should use NatureCNN only with images not with (Box|Discrete)\(.*\n.*Ensemble"):
+        RGRL(policy, env_id, **SMALL)
 
 
 def test_members_predict_features_and_the_extractor_learns(monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import random
 
 import cloudpickle
@@ -13,7 +14,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_rgrl import RGRL
+from sb3_rgrl import RGRL, AttentionEnsemblePolicy
+from sb3_rgrl.policies import EnsemblePolicy
 from tests.test_run import SMALL
 
 ENV_IDS = ["CartPole-v1", "Pendulum-v1"]
@@ -118,6 +120,42 @@ def test_rows_of_features_that_depend_on_company(model, observations):
         np.testing.assert_allclose(plan[0], plans[row], atol=1e-2)
 
 
+class InLearning(BaseFeaturesExtractor):
+    """Does something else while learning, of which one part never takes part in that."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, observation_space.shape[0])
+        self.norm, self.dropout, self.settled = th.nn.BatchNorm1d(self.features_dim), th.nn.Dropout(0.5), th.nn.Dropout(0.5)
+
+    def forward(self, observations):
+        self.settled.eval()
+        return self.settled(self.dropout(self.norm(observations)))
+
+
+def test_looking_at_plans_is_no_learning(observations, model):
+    """`learn` leaves the policy in the mode for learning; who then looks at plans sees those that it acts by."""
+    settings = {**SMALL, "policy_kwargs": {"net_arch": [16], "features_extractor_class": InLearning}}
+    agent = RGRL("MlpEnsemblePolicy", model.env.envs[0].spec.id, seed=0, **settings).learn(100)
+    policy = agent.policy
+    modes = {name: part.training for name, part in policy.named_modules()}
+    statistics = {name: value.clone() for name, value in policy.features_extractor.norm.state_dict().items()}
+    assert modes["features_extractor.norm"]
+    assert not modes["features_extractor.settled"]
+    plans = [policy.plan(observations) for _ in range(2)]
+    rewards = [policy.predict_reward(observations, plans[0].actions) for _ in range(2)]
+    assert {name: part.training for name, part in policy.named_modules()} == modes
+    with pytest.raises(ValueError, match="shape"):
+        policy.plan(np.zeros((2, 99), dtype=np.float32))
+    assert {name: part.training for name, part in policy.named_modules()} == modes
+    np.testing.assert_array_equal(plans[0].preactivated, plans[1].preactivated)
+    assert th.equal(rewards[0], rewards[1])
+    for name, value in policy.features_extractor.norm.state_dict().items():
+        assert th.equal(value, statistics[name]), name
+    _, (in_action, _) = agent.predict(observations, deterministic=True)
+    assert not policy.training
+    np.testing.assert_array_equal(in_action, plans[0].preactivated)
+
+
 @pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("kind", ["Gru", "Lstm", "Rnn", "Attention"])
 def test_rows_and_batches_of_every_kind_of_member(kind, env_id):
@@ -127,6 +165,34 @@ def test_rows_and_batches_of_every_kind_of_member(kind, env_id):
     batch, _ = model.predict(observations, deterministic=True)
     for row, observation in enumerate(observations):
         np.testing.assert_allclose(model.predict(observation, deterministic=True)[0], batch[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("search", ["gradient", "cem", "shooting"])
+def test_rows_without_a_closed_form_are_decided_alone(model, observations, search):
+    """To the last bit, those included that go on from their last plans with fewer iterations or with none."""
+    policy = AttentionEnsemblePolicy(
+        model.observation_space,
+        model.action_space,
+        lambda _: 1e-3,
+        **{name: value for name, value in SMALL.items() if name in inspect.signature(EnsemblePolicy.__init__).parameters},
+        **{"net_arch": [16], "search": search, "n_warm_iterations": 0 if search == "gradient" else None},
+    )
+    cold = policy.plan(observations)
+    last, starts = (cold.preactivated,), np.array([False, True, False, False, True, False])
+    for state, begins in ((None, None), (last, starts), (last, np.zeros(6, dtype=bool))):
+        whole = policy.plan(observations, state, begins)
+        assert whole.descent.path().shape[2] == whole.descent.errors().shape[2] == len(observations)
+        for k in range(len(observations)):
+            mine = (last[0][k : k + 1], begins[k : k + 1]) if state is not None else (None, None)
+            alone = policy.plan(observations[k], mine[0] if state is None else (mine[0],), mine[1])
+            for name in ("actions", "preactivated", "error_before", "error", "disagreement"):
+                np.testing.assert_array_equal(getattr(alone, name)[0], getattr(whole, name)[k], err_msg=name)
+            n_steps = len(alone.descent.steps)
+            assert th.equal(alone.descent.path()[:n_steps, :, 0], whole.descent.path()[:n_steps, :, k])
+            assert th.equal(alone.descent.path()[-1, :, 0], whole.descent.path()[-1, :, k])
+            # Where others went on it stayed as it was.
+            for after in range(n_steps, len(whole.descent.steps)):
+                assert th.equal(whole.descent.path()[after, :, k], alone.descent.path()[-1, :, 0])
 
 
 @pytest.mark.parametrize("execute_steps", [1, 3])
