@@ -228,6 +228,12 @@ class EnsemblePolicy(DecidingPolicy):
         """
         :raises ValueError: If the features extractor cannot make a state out of such observations.
         """
+        for part in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+            if isinstance(part, spaces.MultiDiscrete) and part.nvec.ndim != 1:
+                raise ValueError(
+                    f"Multi-dimensional {part} observation space is not supported: one-hot vectors are made of rows of "
+                    "choices alone. You can flatten it instead."
+                )
         # Others may well do so.
         if isinstance(space, spaces.Dict) and features_extractor_class in (FlattenExtractor, NatureCNN):
             raise ValueError(

@@ -172,6 +172,14 @@ def test_nested_observations():
         RGRL("MultiInputEnsemblePolicy", AnyEnv(observation_space=space), **TINY)
 
 
+@pytest.mark.parametrize("in_dict", [False, True])
+def test_observed_choices_in_a_matrix(in_dict):
+    space = spaces.MultiDiscrete([[2, 3], [3, 2]])
+    policy, space = ("MultiInputEnsemblePolicy", spaces.Dict({"a": space})) if in_dict else ("MlpEnsemblePolicy", space)
+    with pytest.raises(ValueError, match=r"(?s)Multi-dimensional MultiDiscrete\(.*observation space is not supported"):
+        RGRL(policy, AnyEnv(observation_space=space), **TINY)
+
+
 def test_tuple_of_observations():
     space = spaces.Tuple([VECTOR, VECTOR])
     with pytest.raises(NotImplementedError, match="observation space is not supported"):
