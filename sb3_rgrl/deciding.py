@@ -303,8 +303,10 @@ def _side_by_side(plans: list[Plan]) -> Plan:
         last, steps = plan.descent.preactivated, plan.descent.steps
         stays = last, th.full(last.shape[:2], float(plan.error[0]), dtype=last.dtype)
         rows.append([*steps, *[stays] * (n_steps - len(steps))])
-    steps = [tuple(th.cat(parts, dim=1) for parts in zip(*row, strict=True)) for row in zip(*rows, strict=True)]
-    descent = Descent(th.cat([plan.descent.preactivated for plan in plans], dim=1), steps)
+    joined = []
+    for row in zip(*rows, strict=True):
+        joined.append((th.cat([at for at, _ in row], dim=1), th.cat([error for _, error in row], dim=1)))
+    descent = Descent(th.cat([plan.descent.preactivated for plan in plans], dim=1), joined)
     return Plan(
         actions=np.concatenate([plan.actions for plan in plans]),
         preactivated=np.concatenate([plan.preactivated for plan in plans]),
