@@ -7,7 +7,7 @@ which way they get worse. Plans are torch tensors or NumPy arrays; the arithmeti
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch as th
@@ -248,13 +248,14 @@ class _AdamStep(Generic[Array]):
     def __init__(self, like: Array, learning_rate: float) -> None:
         self.first: Array = _zeros_like(like)
         self.second: Array = _zeros_like(like)
+        self.beta_1, self.beta_2 = _number_for(like, self.BETA_1), _number_for(like, self.BETA_2)
         self.learning_rate, self.n_steps = learning_rate, 0
 
     def __call__(self, plans: Array, gradient: Array) -> Array:
         self.n_steps += 1
-        self.first *= self.BETA_1
+        self.first *= self.beta_1
         self.first += gradient
-        self.second *= self.BETA_2
+        self.second *= self.beta_2
         self.second += gradient * gradient
         to_mean = (1.0 - self.BETA_1) / (1.0 - self.BETA_1**self.n_steps)
         to_root = math.sqrt((1.0 - self.BETA_2) / (1.0 - self.BETA_2**self.n_steps))
@@ -294,6 +295,11 @@ def _copy(array: Array) -> Array:
 
 def _zeros_like(array: Array) -> Array:
     return th.zeros_like(array) if isinstance(array, th.Tensor) else np.zeros_like(array)
+
+
+def _number_for(array: Array, number: float) -> Any:
+    # NumPy takes arrays faster than numbers of Python, which it wraps at each call.
+    return number if isinstance(array, th.Tensor) else np.array(number, array.dtype)
 
 
 def _take(array: Array, rows: np.ndarray) -> Array:

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Numbers that are exact in any precision. NumPy takes them faster than numbers of Python, which it wraps at each call.
+ONE, TWO = np.array(1.0, np.float32), np.array(2.0, np.float32)
+
 
 class Linear:
     """
@@ -62,6 +65,13 @@ class Linear:
         """
         return Linear(self.weight[chosen], self.transposed[chosen], self.bias[chosen])
 
+    def with_bias(self, bias: Array) -> "Linear":
+        """
+        :param bias: Shape (g, 1, out).
+        :return: The layer with that bias instead of its own.
+        """
+        return Linear(self.weight, self.transposed, bias)
+
     def without(self, missing: Array | None) -> "Linear":
         """
         :param missing: Which inputs are missing, bool, shape (g, in); None: none.
@@ -81,6 +91,9 @@ class Activation(ABC):
     """
 
     scale = 1.0
+    silence: float | None = None
+    """Input of which output and slope are 0, not only close to it, whatever sum of weights is added to it: a bias of a unit
+    that is to be missing. None: there is none."""
 
     @abstractmethod
     def forward(self, u: Array, kept: Array) -> None:
@@ -105,16 +118,17 @@ class SiLU(Activation):
     """
 
     scale = 0.5
+    silence = -1e30
 
     def forward(self, u: Array, kept: Array) -> None:
         """See :meth:`Activation.forward`."""
         np.tanh(u, out=kept)
-        np.add(kept, 1.0, out=kept)
+        np.add(kept, ONE, out=kept)
         np.multiply(u, kept, out=u)
 
     def slopes(self, y: Array, kept: Array, scratch: Array) -> None:
         """See :meth:`Activation.slopes`."""
-        np.subtract(2.0, kept, out=scratch)
+        np.subtract(TWO, kept, out=scratch)
         np.multiply(scratch, y, out=scratch)
         np.add(kept, scratch, out=kept)
 
@@ -129,11 +143,13 @@ class Tanh(Activation):
     def slopes(self, y: Array, kept: Array, scratch: Array) -> None:
         """See :meth:`Activation.slopes`."""
         np.multiply(y, y, out=kept)
-        np.subtract(1.0, kept, out=kept)
+        np.subtract(ONE, kept, out=kept)
 
 
 class ReLU(Activation):
     """y = max(x, 0), with the slope 1 where x > 0, else 0."""
+
+    silence = -1e30
 
     def forward(self, u: Array, kept: Array) -> None:
         """See :meth:`Activation.forward`."""

@@ -1,6 +1,6 @@
 """Multilayer perceptrons, unrolled window after window, and the way back to the actions."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,11 +38,11 @@ class MlpClosedForm(ClosedForm):
     ) -> None:
         super().__init__(state_dim, action_dim, sequence_length, n_milestones, dropout, state_limit)
         self.activation = activation_of(activation)
-        self._first: Linear
-        # All layers but the first, of whole members and of thinned ones that miss no unit.
+        # Layers of whole members, and of thinned ones that miss no unit.
         self._whole: list[Linear] = []
         self._thin: list[Linear] = []
         self._asked: list[Linear] = []
+        self._about_layers: tuple[Hashable, ...] = ()
         self._judges: Sequence[Linear] = []  # Those who judged last.
         self._work: _Work
 
@@ -52,10 +52,16 @@ class MlpClosedForm(ClosedForm):
             raise ValueError("Multilayer perceptrons need one hidden layer at least to have a closed form, got none")
         wanted, offset = self._what_is_wanted(units, discounts, weights[-1].dtype)
         scale = self.activation.scale
-        self._first = self._fold_first(weights[0], biases[0])
-        self._whole = [Linear.of(w * scale, b * scale) for w, b in zip(weights[1:-1], biases[1:-1], strict=True)]
-        self._whole.append(Linear.of(np.matmul(weights[-1], wanted), np.matmul(biases[-1], wanted) + offset))
-        self._thin = [layer.times(self.gain) for layer in self._whole] if self.gain != 1.0 else self._whole
+        hidden = [Linear.of(w * scale, b * scale) for w, b in zip(weights[1:-1], biases[1:-1], strict=True)]
+        last = Linear.of(np.matmul(weights[-1], wanted), np.matmul(biases[-1], wanted) + offset)
+        self._whole = [self._fold_first(weights[0], biases[0]), *hidden, last]
+        # The first layer's weights hold its bias, which is written for each thinned member.
+        own, *fed = self._whole
+        self._thin = [Linear(own.weight.copy(), own.transposed, own.bias), *(layer.times(self.gain) for layer in fed)]
+        dtype = weights[0].dtype
+        self._silence = None if self.activation.silence is None else np.array(self.activation.silence, dtype)
+        self._upper_limit, self._lower_limit = np.array(self.state_limit, dtype), np.array(-self.state_limit, dtype)
+        self._about_layers = (self.n_rewards, *(layer.weight.shape[2] for layer in self._whole), dtype)
         self.ask()
 
     def _fold_first(self, weight: Array, bias: Array) -> Linear:
@@ -67,7 +73,7 @@ class MlpClosedForm(ClosedForm):
         folded[:, dim:-1].reshape(n_members, self.action_dim, n_steps, width)[...] = by_step.transpose(0, 2, 1, 3)
         folded[:, -1:] = bias
         folded *= self.activation.scale
-        return Linear.of(folded, bias)
+        return Linear.of(folded, bias * self.activation.scale)
 
     def _what_is_wanted(self, units: Units, discounts: Array | None, dtype: DTypeLike) -> tuple[Array, Array]:
         """
@@ -95,12 +101,32 @@ class MlpClosedForm(ClosedForm):
 
     def ask(self, chosen: Array | None = None, missing: Sequence[Array | None] | None = None) -> None:
         """See :meth:`ClosedForm.ask`."""
-        first, layers = self._first, self._whole if missing is None else self._thin
+        layers = self._whole if missing is None else self._thin
         if chosen is not None:
-            first, layers = first.of_members(chosen), [layer.of_members(chosen) for layer in layers]
+            layers = [layer.of_members(chosen) for layer in layers]
         if missing is not None:
-            layers = [layer.without(units) for layer, units in zip(layers, missing, strict=True)]
-        self._asked = [first, *layers]
+            layers = self._leave_out(layers, missing)
+        self._asked = layers
+
+    def _leave_out(self, layers: list[Linear], missing: Sequence[Array | None]) -> list[Linear]:
+        """
+        :param layers: Of thinned members that miss no unit, their own as far as the first one is concerned.
+        :param missing: See :meth:`ClosedForm.ask`.
+        :return: Layers of members that miss these units.
+        """
+        if self._silence is None:
+            return [layers[0], *(layer.without(units) for layer, units in zip(layers[1:], missing, strict=True))]
+        # A unit that puts out 0 on the way forth and takes in 0 on the way back is missing. A bias that silences it is
+        # written in a tenth of the time of the weights that it feeds.
+        first, *others = layers
+        first.weight[:, -1:] = self._silenced(first.bias, missing[0])
+        others[:-1] = [
+            layer.with_bias(self._silenced(layer.bias, units)) for layer, units in zip(others[:-1], missing[1:], strict=True)
+        ]
+        return [first, *others]
+
+    def _silenced(self, bias: Array, missing: Array | None) -> Array:
+        return bias if missing is None else np.where(missing[:, None], self._silence, bias)
 
     def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """See :meth:`ClosedForm.imagine`."""
@@ -123,27 +149,28 @@ class MlpClosedForm(ClosedForm):
         return work.survival
 
     def _work_for(self, actions: Array, keep: bool) -> "_Work":
-        widths = tuple(layer.weight.shape[2] for layer in self._asked)
-        key = (len(self._asked[0].weight), *actions.shape[1:3], keep, self.n_rewards, *widths, self._first.weight.dtype)
+        key = (len(self._asked[0].weight), *actions.shape[1:3], keep, self._about_layers)
         work: _Work = self.buffers(key, lambda: _Work(self, self._asked, actions.shape[1], actions.shape[2], keep))
         return work
 
     def _advance(self, window: "_Window", following: "_Window") -> None:
         np.add(window.state, window.change, out=window.end)
-        np.maximum(window.end, -self.state_limit, out=following.state)
-        np.minimum(following.state, self.state_limit, out=following.state)
+        np.maximum(window.end, self._lower_limit, out=window.clamped)
+        np.minimum(window.clamped, self._upper_limit, out=window.clamped)
+        following.state[...] = window.clamped
 
     def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
         """See :meth:`ClosedForm.pull_back`."""
         work, windows = self._work, self._work.windows
         work.survival.backward(d_rewards, d_return, out=work.d_told)
         self.activation.slopes(*work.everywhere)
+        np.equal(work.ends, work.clamped, out=work.inside)
         first, *others = self._judges
         for k in range(len(windows) - 1, -1, -1):
             window = windows[k]
             if k + 1 < len(windows):
                 # The next state is this one and its change, but for those that were clamped.
-                np.multiply(windows[k + 1].d_state, window.end == windows[k + 1].state, out=window.d_change)
+                np.multiply(windows[k + 1].d_state, window.inside, out=window.d_change)
             d_y = window.d_outputs
             for layer, (d_x, slopes) in zip(reversed(others), window.d_hidden, strict=True):
                 layer.backward(d_y, out=d_x)
@@ -166,6 +193,10 @@ class _Window(NamedTuple):
     change: Array
     end: Array
     """The state at the window's end, not clamped."""
+    clamped: Array
+    """The same clamped, where the next window starts."""
+    inside: Array
+    """Where the two are the same."""
     d_inputs: Array
     d_state: Array
     d_hidden: list[tuple[Array, Array]]
@@ -194,7 +225,9 @@ class _Work:
         def room(*sizes: int, windows: int = n_windows) -> Array:
             return np.zeros((windows, *sizes), dtype)
 
-        inputs, d_inputs, ends = room(*shape, n_inputs), room(*shape, n_inputs), room(*shape, dim)
+        inputs, d_inputs = room(*shape, n_inputs), room(*shape, n_inputs)
+        self.ends, self.clamped = room(*shape, dim), room(*shape, dim)
+        self.inside = np.empty(self.ends.shape, np.bool_)
         outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
         inputs[..., -1] = 1.0
         n_units = shape[0] * batch * sum(widths)
@@ -217,7 +250,9 @@ class _Work:
                     hidden=list(zip(ys, slopes, strict=True)),
                     outputs=outputs[k],
                     change=outputs[k, ..., change],
-                    end=ends[k],
+                    end=self.ends[k],
+                    clamped=self.clamped[k],
+                    inside=self.inside[k],
                     d_inputs=d_inputs[k],
                     d_state=d_inputs[k, ..., :dim],
                     d_hidden=list(zip(d_hidden, slopes, strict=True))[::-1],

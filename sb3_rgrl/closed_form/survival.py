@@ -43,6 +43,8 @@ class Survival:
         self.return_to_go = np.empty(shape, dtype)
         """Return-to-go as it counts, shape (g, b)."""
         self._raw: tuple[Array, Array]
+        self._one, self._end_slope = np.array(1.0, dtype), np.array(END_SLOPE, dtype)
+        self._minus_slope, self._largest_logit = np.array(-END_SLOPE, dtype), np.array(self.LARGEST_LOGIT, dtype)
         # One and the same memory, seen by segment or by window and milestone.
         self._rewards = self.rewards.reshape(*by_window, n_rewards)
         self._slope = np.empty(by_window, dtype)
@@ -53,7 +55,10 @@ class Survival:
         self._weights = self._before[..., None]
         self._d_before, self._d_after, self._d_at_end = d_alive[:-1], d_alive[1:].reshape(by_window), d_alive[-1]
         self._recursion = [(d_alive[n], self._left[n], d_alive[n + 1]) for n in range(n_segments - 1, 0, -1)]
-        self._products, self._product = np.empty_like(self.rewards), np.empty(shape, dtype)
+        # A sum of one number is that number.
+        self._sums_products = n_rewards > 1
+        self._products = np.empty_like(self.rewards) if self._sums_products else self._d_before[..., None]
+        self._product = np.empty(shape, dtype)
         self._products_by_window = self._products.reshape(self._rewards.shape)
 
     def forward(self, rewards: Array, ended: Array, return_to_go: Array) -> None:
@@ -64,12 +69,13 @@ class Survival:
         """
         self._raw = rewards, return_to_go
         # What is left is the logistic function of the negative logit: 1 / (1 + exp(logit)), in place.
-        np.subtract(ended, 1.0, out=self._left_by_window)
-        np.multiply(self._left_by_window, END_SLOPE, out=self._left_by_window)
-        np.minimum(self._left_by_window, self.LARGEST_LOGIT, out=self._left_by_window)
-        np.exp(self._left_by_window, out=self._left_by_window)
-        np.add(self._left_by_window, 1.0, out=self._left_by_window)
-        np.reciprocal(self._left_by_window, out=self._left_by_window)
+        left = self._left_by_window
+        np.subtract(ended, self._one, out=left)
+        np.multiply(left, self._end_slope, out=left)
+        np.minimum(left, self._largest_logit, out=left)
+        np.exp(left, out=left)
+        np.add(left, self._one, out=left)
+        np.reciprocal(left, out=left)
         np.multiply.accumulate(self._left, axis=0, out=self._after)
         np.multiply(self._weights, rewards, out=self._rewards)
         np.multiply(self._at_end, return_to_go, out=self.return_to_go)
@@ -86,14 +92,15 @@ class Survival:
         np.multiply(d_rewards, self._weights, out=out_rewards)
         np.multiply(d_return, self._at_end, out=out_return)
         np.multiply(d_rewards, rewards, out=self._products_by_window)
-        np.add.reduce(self._products, axis=-1, out=self._d_before)
+        if self._sums_products:
+            np.add.reduce(self._products, axis=-1, out=self._d_before)
         np.multiply(d_return, return_to_go, out=self._d_at_end)
         for d_alive, left, d_alive_later in self._recursion:
             np.multiply(left, d_alive_later, out=self._product)
             np.add(d_alive, self._product, out=d_alive)
         # The slope of a logistic function: e (1 - e).
-        np.subtract(1.0, self._left_by_window, out=self._slope)
+        np.subtract(self._one, self._left_by_window, out=self._slope)
         np.multiply(self._slope, self._left_by_window, out=self._slope)
         np.multiply(self._before, self._d_after, out=self._d_after)
         np.multiply(self._d_after, self._slope, out=self._d_after)
-        np.multiply(self._d_after, -END_SLOPE, out=out_ended)
+        np.multiply(self._d_after, self._minus_slope, out=out_ended)
