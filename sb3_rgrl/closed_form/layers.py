@@ -19,7 +19,7 @@ class Linear:
     :param weight: W, shape (g, in, out).
     :param transposed: W transposed, for the way back, shape (g, out, in). It lies in memory of its own: a product with a
         transposed view takes a quarter to a half longer.
-    :param bias: b, shape (g, 1, out).
+    :param bias: b, shape (g, 1, out), or (g, b, out) with equal rows.
     """
 
     __slots__ = ("bias", "transposed", "weight")
@@ -67,7 +67,7 @@ class Linear:
 
     def with_bias(self, bias: Array) -> "Linear":
         """
-        :param bias: Shape (g, 1, out).
+        :param bias: Shape (g, 1, out) or (g, b, out).
         :return: The layer with that bias instead of its own.
         """
         return Linear(self.weight, self.transposed, bias)

@@ -131,12 +131,12 @@ class MlpClosedForm(ClosedForm):
     def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """See :meth:`ClosedForm.imagine`."""
         self.start(state, actions)
-        self._judges = first, *others, last = self._asked
         self._work = work = self._work_for(actions, keep)
+        self._judges = first, *others, last = work.with_biases_spread(self._asked)
         work.take_in(state, actions)
         for k, window in enumerate(work.windows):
             if k > 0:
-                self._advance(work.windows[k - 1], window)
+                self._advance(work, work.windows[k - 1], window)
             y, kept = window.hidden[0]
             np.matmul(window.inputs, first.weight, out=y)
             self.activation.forward(y, kept)
@@ -153,24 +153,24 @@ class MlpClosedForm(ClosedForm):
         work: _Work = self.buffers(key, lambda: _Work(self, self._asked, actions.shape[1], actions.shape[2], keep))
         return work
 
-    def _advance(self, window: "_Window", following: "_Window") -> None:
+    def _advance(self, work: "_Work", window: "_Window", following: "_Window") -> None:
         np.add(window.state, window.change, out=window.end)
-        np.maximum(window.end, self._lower_limit, out=window.clamped)
-        np.minimum(window.clamped, self._upper_limit, out=window.clamped)
-        following.state[...] = window.clamped
+        np.maximum(window.end, self._lower_limit, out=work.passed_on)
+        np.minimum(work.passed_on, self._upper_limit, out=following.state)
 
     def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
         """See :meth:`ClosedForm.pull_back`."""
         work, windows = self._work, self._work.windows
         work.survival.backward(d_rewards, d_return, out=work.d_told)
         self.activation.slopes(*work.everywhere)
-        np.equal(work.ends, work.clamped, out=work.inside)
+        np.equal(work.ends[:-1], work.states[1:], out=work.inside)
         first, *others = self._judges
         for k in range(len(windows) - 1, -1, -1):
             window = windows[k]
             if k + 1 < len(windows):
                 # The next state is this one and its change, but for those that were clamped.
-                np.multiply(windows[k + 1].d_state, window.inside, out=window.d_change)
+                np.multiply(windows[k + 1].d_state, work.inside[k], out=work.passed_on)
+                np.positive(work.passed_on, out=window.d_change)
             d_y = window.d_outputs
             for layer, (d_x, slopes) in zip(reversed(others), window.d_hidden, strict=True):
                 layer.backward(d_y, out=d_x)
@@ -178,12 +178,15 @@ class MlpClosedForm(ClosedForm):
                 d_y = d_x
             first.backward(d_y, out=window.d_inputs)
             if k + 1 < len(windows):
-                np.add(window.d_state, window.d_change, out=window.d_state)
+                np.add(window.d_state, work.passed_on, out=window.d_state)
         out.transpose(3, 0, 1, 2).reshape(work.d_actions.shape)[...] = work.d_actions
 
 
 class _Window(NamedTuple):
-    """Buffers of one window; state, change and their gradients are views of inputs, outputs and theirs."""
+    """
+    Buffers of one window. State, change and their gradients are views of inputs, outputs and theirs, shape (d, g, b);
+    what is computed of them lies in memory in that order, so that NumPy's loops are long: a row has few numbers.
+    """
 
     inputs: Array
     state: Array
@@ -193,10 +196,6 @@ class _Window(NamedTuple):
     change: Array
     end: Array
     """The state at the window's end, not clamped."""
-    clamped: Array
-    """The same clamped, where the next window starts."""
-    inside: Array
-    """Where the two are the same."""
     d_inputs: Array
     d_state: Array
     d_hidden: list[tuple[Array, Array]]
@@ -226,8 +225,10 @@ class _Work:
             return np.zeros((windows, *sizes), dtype)
 
         inputs, d_inputs = room(*shape, n_inputs), room(*shape, n_inputs)
-        self.ends, self.clamped = room(*shape, dim), room(*shape, dim)
-        self.inside = np.empty(self.ends.shape, np.bool_)
+        self.states, self.ends = np.moveaxis(inputs[..., :dim], 3, 1), room(dim, *shape)
+        self.inside, self.passed_on = np.empty((n_windows - 1, dim, *shape), np.bool_), np.empty((dim, *shape), dtype)
+        """Where states at the end of a window were not clamped; what goes from one window to the next, or back."""
+        self._biases = [np.empty((*shape, layer.weight.shape[2]), dtype) for layer in layers[1:]]
         outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
         inputs[..., -1] = 1.0
         n_units = shape[0] * batch * sum(widths)
@@ -237,7 +238,8 @@ class _Work:
         d_hidden = [np.empty((*shape, width), dtype) for width in widths]
 
         n_sums = n_ends * form.n_rewards
-        change = slice(n_sums, n_sums + dim)
+        d_states = np.moveaxis(d_inputs[..., :dim], 3, 1)
+        change, d_change = (np.moveaxis(of[..., n_sums : n_sums + dim], 3, 1) for of in (outputs, d_outputs))
         starts = np.cumsum([shape[0] * batch * width for width in widths])[:-1]
         self.windows: list[_Window] = []
         for k in range(n_windows):
@@ -246,18 +248,16 @@ class _Work:
             self.windows.append(
                 _Window(
                     inputs=inputs[k],
-                    state=inputs[k, ..., :dim],
+                    state=self.states[k],
                     hidden=list(zip(ys, slopes, strict=True)),
                     outputs=outputs[k],
-                    change=outputs[k, ..., change],
+                    change=change[k],
                     end=self.ends[k],
-                    clamped=self.clamped[k],
-                    inside=self.inside[k],
                     d_inputs=d_inputs[k],
-                    d_state=d_inputs[k, ..., :dim],
+                    d_state=d_states[k],
                     d_hidden=list(zip(d_hidden, slopes, strict=True))[::-1],
                     d_outputs=d_outputs[k],
-                    d_change=d_outputs[k, ..., change],
+                    d_change=d_change[k],
                 )
             )
         self.actions, self.d_actions = self._actions_of(inputs, form), self._actions_of(d_inputs, form)
@@ -283,6 +283,17 @@ class _Work:
         n_sums, n_ends = form.n_milestones * form.n_rewards, form.n_milestones
         rewards = outputs[..., :n_sums].reshape(*outputs.shape[:-1], n_ends, form.n_rewards)
         return np.moveaxis(rewards, 3, 1), np.moveaxis(outputs[..., n_sums + form.state_dim : -1], 3, 1), outputs[-1, ..., -1]
+
+    def with_biases_spread(self, layers: list[Linear]) -> list[Linear]:
+        """
+        :param layers: Of the members that are asked.
+        :return: The same with one bias for each plan, all equal: windows add it in half the time of one that NumPy has to
+            repeat.
+        """
+        first, *others = layers
+        for spread, layer in zip(self._biases, others, strict=True):
+            spread[...] = layer.bias
+        return [first, *(layer.with_bias(spread) for layer, spread in zip(others, self._biases, strict=True))]
 
     def take_in(self, state: Array, actions: Array) -> None:
         """
