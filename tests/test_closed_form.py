@@ -21,6 +21,7 @@ from sb3_rgrl.closed_form import (
     TanhActions,
     Units,
 )
+from sb3_rgrl.closed_form.layers import activation_of
 
 LIMIT = 20.0
 ACTIVATIONS = {"SiLU": F.silu, "Tanh": th.tanh, "ReLU": th.relu}
@@ -285,6 +286,32 @@ def test_error_and_gradient_equal_autograd_in_float32(kind, aim):
     case = make_case(kind, [64, 64], activation="SiLU" if kind == "mlp" else "Tanh", aim=aim, dtype=th.float32)
     plans = plans_for(case, 5, 4)
     assert_same(plan_errors_of(case).gradient(plans.numpy()), reference(case, plans), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["SiLU", "ReLU"])
+def test_a_silenced_unit_is_missing_to_the_last_bit_whatever_else_is_added_to_it(name, dtype):
+    activation = activation_of(name)
+    y = np.array([activation.silence], dtype) + np.array([-1e6, 0.0, 1.0, 1e6], dtype)
+    kept, scratch = np.empty_like(y), np.empty_like(y)
+    activation.forward(y, kept)
+    assert (y == 0.0).all()
+    activation.slopes(y, kept, scratch)
+    assert (kept == 0.0).all()
+
+
+@pytest.mark.parametrize("activation", ["SiLU", "ReLU", "Tanh"])
+def test_units_that_were_missing_once_are_back_later(activation):
+    case = make_case(activation=activation, widths=[8, 8], dropout=0.3)
+    errors, plans = plan_errors_of(case), plans_for(case, 5, 4)
+    none, some = np.zeros((5, 8), dtype=bool), np.random.default_rng(0).random((5, 8)) < 0.5
+    actions = np.eye(2)[np.zeros((4, 15), dtype=int)]
+    score = errors.score(actions)
+    for missing in ([some, some], [some, None], [None, some], [~some, some], [None, None]):
+        found = errors.gradient(plans.numpy(), None, missing)
+        units = [th.from_numpy(none if drawn is None else drawn) for drawn in missing]
+        assert_same(found, reference(case, plans, missing=units), 1e-9)
+        np.testing.assert_array_equal(errors.score(actions), score)
 
 
 @settings(max_examples=60, deadline=None)
