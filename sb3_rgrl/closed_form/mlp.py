@@ -114,19 +114,18 @@ class MlpClosedForm(ClosedForm):
         :param missing: See :meth:`ClosedForm.ask`.
         :return: Layers of members that miss these units.
         """
-        if self._silence is None:
+        silence = self._silence
+        if silence is None:
             return [layers[0], *(layer.without(units) for layer, units in zip(layers[1:], missing, strict=True))]
         # A unit that puts out 0 on the way forth and takes in 0 on the way back is missing. A bias that silences it is
         # written in a tenth of the time of the weights that it feeds.
         first, *others = layers
-        first.weight[:, -1:] = self._silenced(first.bias, missing[0])
+        first.weight[:, -1:] = _silenced(first.bias, missing[0], silence)
         others[:-1] = [
-            layer.with_bias(self._silenced(layer.bias, units)) for layer, units in zip(others[:-1], missing[1:], strict=True)
+            layer.with_bias(_silenced(layer.bias, units, silence))
+            for layer, units in zip(others[:-1], missing[1:], strict=True)
         ]
         return [first, *others]
-
-    def _silenced(self, bias: Array, missing: Array | None) -> Array:
-        return bias if missing is None else np.where(missing[:, None], self._silence, bias)
 
     def imagine(self, state: Array, actions: Array, keep: bool = True) -> Survival:
         """See :meth:`ClosedForm.imagine`."""
@@ -180,6 +179,10 @@ class MlpClosedForm(ClosedForm):
             if k + 1 < len(windows):
                 np.add(window.d_state, work.passed_on, out=window.d_state)
         out.transpose(3, 0, 1, 2).reshape(work.d_actions.shape)[...] = work.d_actions
+
+
+def _silenced(bias: Array, missing: Array | None, silence: Array) -> Array:
+    return bias if missing is None else np.where(missing[:, None], silence, bias)
 
 
 class _Window(NamedTuple):
