@@ -124,6 +124,18 @@ GROUPS = {
         "expectile of the returns that members predict",
         {"expectile=0.5": {"policy_kwargs.return_expectile": 0.5}},
     ),
+    "gain": Group(
+        "how steep members begin in the state",
+        {f"gain={gain}": {"policy_kwargs.member_kwargs": {"state_gain": gain}} for gain in (None, 2.0, 7.0)},
+    ),
+    "decay": Group(
+        "decay of the members' weights",
+        {f"decay={d:g}": {"policy_kwargs.optimizer_kwargs": {"weight_decay": d, "fused": True}} for d in (0.0, 0.3)},
+    ),
+    "noise": Group(
+        "correlation of the noise that plans begin with",
+        {f"noise={c:g}": {"action_noise_correlation": c} for c in (0.0, 0.9)},
+    ),
     "trust": Group(
         "how much of the expected return-to-go counts in plans; by default as large a share as was foretold so far",
         {f"trust={share:g}": {"policy_kwargs.return_trust": share} for share in (0.0, 0.3, 1.0)},

@@ -71,6 +71,7 @@ SETTINGS: Settings = {
     # the last decision, and longer steps make up for the iterations. All sizes of the ensemble have as many plans.
     "n_candidates": 10,
     "action_init_std": 1.0,
+    "action_noise_correlation": 0.0,
     "action_learning_rate": 0.3,
     "policy_kwargs.warm_start": True,
     "policy_kwargs.execute_steps": 1,
@@ -89,6 +90,7 @@ SETTINGS: Settings = {
     "gamma": 0.99,
     "replay_buffer_kwargs.return_recency": 0.0,
     "policy_kwargs.return_expectile": 0.5,
+    "policy_kwargs.optimizer_kwargs": {"weight_decay": 0.0, "fused": True},
     # Observations are standardised numbers, not 100 bits each.
 }
 

@@ -103,7 +103,7 @@ class EnsemblePolicy(DecidingPolicy):
         exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
-        action_noise_correlation: float = 0.0,
+        action_noise_correlation: float = 0.75,
         desired_reward: float | Sequence[float] | None = None,
         reward_range: Sequence[float] | None = None,
         gamma: float = 0.98,

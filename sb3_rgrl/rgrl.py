@@ -128,7 +128,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
-        action_noise_correlation: float = 0.0,
+        action_noise_correlation: float = 0.75,
         random_action_hold: float = 0.9,
         desired_reward: float | Sequence[float] | Callable[[float], float | Sequence[float]] | None = None,
         per_exponent: float = 0.0,
