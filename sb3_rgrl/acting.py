@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
+from sb3_rgrl.components import rewards_of_step
 from sb3_rgrl.environments import check_observations, check_step
 from sb3_rgrl.logs import log_plan
 from sb3_rgrl.observations import Observations, put
@@ -93,7 +94,8 @@ class ActingAlgorithm(BaseAlgorithm):
                 # Copies: environments may write into the actions that they get, and use their arrays again.
                 new_obs, rewards, dones, infos = env.step(actions.copy())
                 new_obs, rewards, dones = deepcopy(new_obs), np.array(rewards), np.array(dones)
-                check_step(new_obs, rewards, infos, self.n_envs, self.observation_space, self._vec_normalize_env)
+                normalizer, reward_shape = self._vec_normalize_env, self.policy.reward_shape
+                check_step(new_obs, rewards, infos, self.n_envs, self.observation_space, normalizer, reward_shape)
             except BaseException:  # Ctrl-C as well
                 self._abandon_episodes()
                 if self._stop_soon:
@@ -195,11 +197,11 @@ class ActingAlgorithm(BaseAlgorithm):
         """
         assert self.replay_buffer is not None
         normalizer = self._vec_normalize_env
-        raw_new_obs, raw_rewards = new_obs, rewards
+        raw_new_obs, raw_rewards = new_obs, rewards_of_step(rewards, infos, self.policy.reward_shape, normalizer)
         if normalizer is None:
             self._last_original_obs = self._last_obs
         else:
-            raw_new_obs, raw_rewards = normalizer.get_original_obs(), normalizer.get_original_reward()
+            raw_new_obs = normalizer.get_original_obs()
         next_obs = deepcopy(raw_new_obs)
         for env in np.flatnonzero(dones):
             terminal = infos[env].get("terminal_observation")

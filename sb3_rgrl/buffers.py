@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_rgrl.components import for_components
 from sb3_rgrl.observations import Observations, put, room_for, take
 from sb3_rgrl.prioritized import PrioritizedSampler
 from sb3_rgrl.saving_buffers import NO_STEP, SavedBuffer
@@ -60,6 +61,7 @@ class SequenceReplayBuffer(SavedBuffer):
     :param priority_refresh: When the agent renews priorities: ``"drawn"``, those of the windows that were drawn;
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
+    :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
     :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size / n_envs, ``milestone_every`` does not divide
         it, or ``priority_refresh`` is unknown.
     """
@@ -83,6 +85,7 @@ class SequenceReplayBuffer(SavedBuffer):
         return_recency: float = 2.0,
         priority_refresh: str = "drawn",
         seed: int | None = None,
+        reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
         if not 1 <= sequence_length * n_envs <= buffer_size:
@@ -102,20 +105,20 @@ class SequenceReplayBuffer(SavedBuffer):
         self.return_recency = return_recency
         self.rng = np.random.default_rng(seed)
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
-        self._make_room(action_dim)
+        self._make_room(action_dim, reward_shape)
         # Steps are named by their number since the start; a step's place in the ring is that modulo buffer_size.
         self.n_added, self.n_windows = 0, 0
         self._forget_notes()
 
-    def _make_room(self, action_dim: int) -> None:
+    def _make_room(self, action_dim: int, reward_shape: tuple[int, ...]) -> None:
         # np.zeros takes memory page by page as it is written, so a large buffer costs nothing at first.
         self.observations = room_for(self.observation_space, self.buffer_size)
         self.next_observations = room_for(self.observation_space, self.buffer_size)
         self.actions = np.zeros((self.buffer_size, action_dim), dtype=np.float32)
-        self.rewards = np.zeros(self.buffer_size, dtype=np.float32)
+        self.rewards = np.zeros((self.buffer_size, *reward_shape), dtype=np.float32)
         self.terminated = np.zeros(self.buffer_size, dtype=bool)
         self.successors = np.full(self.buffer_size, NO_STEP, dtype=np.int64)
-        self.returns_to_go = np.zeros(self.buffer_size, dtype=np.float32)
+        self.returns_to_go = np.zeros((self.buffer_size, *reward_shape), dtype=np.float32)
         self.return_weights = np.zeros(self.buffer_size, dtype=np.float32)
         self.is_window = np.zeros(self.buffer_size, dtype=bool)
 
@@ -171,18 +174,18 @@ class SequenceReplayBuffer(SavedBuffer):
         :param obs: Observations s_k, shape (n_envs, ``*obs_shape``), or a dict of such arrays.
         :param next_obs: Observations s_{k+1}, the terminal one where an episode ended, in the same form.
         :param action: Encoded actions, shape (n_envs, action_dim).
-        :param reward: Rewards, shape (n_envs,).
+        :param reward: Rewards, shape (n_envs, ``*reward_shape``).
         :param done: Whether the episode ended, shape (n_envs,).
         :param infos: A true ``"TimeLimit.truncated"`` tells that it was cut off rather than terminated.
         """
         for env in range(self.n_envs):
             truncated = bool(done[env]) and bool(infos[env].get("TimeLimit.truncated", False))
-            step = self._store(env, take(obs, env), take(next_obs, env), action[env], float(reward[env]))
+            step = self._store(env, take(obs, env), take(next_obs, env), action[env], reward[env])
             self.terminated[step % self.buffer_size] = bool(done[env]) and not truncated
             self._sequentialize(env, ended=bool(done[env]), terminated=bool(done[env]) and not truncated)
         self.pos, self.full = self.n_added % self.buffer_size, self.n_added >= self.buffer_size
 
-    def _store(self, env: int, obs: Observations, next_obs: Observations, action: np.ndarray, reward: float) -> int:
+    def _store(self, env: int, obs: Observations, next_obs: Observations, action: np.ndarray, reward: np.ndarray) -> int:
         step = self.n_added
         place = step % self.buffer_size
         if self.is_window[place]:
@@ -327,7 +330,7 @@ class SequenceReplayBuffer(SavedBuffer):
 
     def _look_up(self, indices: np.ndarray, aged: bool = True) -> StoredWindows:
         steps, past_end = self._follow(indices)
-        actions = self.actions[steps]
+        actions, rewards = self.actions[steps], self.rewards[steps]
         # Actions after the end change nothing; random ones keep the members from making anything of them.
         actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
         milestones = steps[..., self.milestone_every - 1 :: self.milestone_every]
@@ -336,7 +339,7 @@ class SequenceReplayBuffer(SavedBuffer):
             indices=indices,
             observations=take(self.observations, indices),
             actions=actions,
-            rewards=np.where(past_end, np.float32(0.0), self.rewards[steps]),
+            rewards=np.where(for_components(past_end, rewards.shape[3:]), np.float32(0.0), rewards),
             next_observations=take(self.next_observations, milestones),
             terminated=self.terminated[milestones].astype(np.float32),
             returns_to_go=self.returns_to_go[milestones],

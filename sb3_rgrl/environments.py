@@ -10,6 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from sb3_rgrl.components import REWARD_KEY
+
 # Single precision holds numbers up to 3e38, and returns are sums of rewards.
 LARGEST_REWARD = float(np.float32(1e30))
 # How long a process may take to end, in seconds, before it is made to.
@@ -114,6 +116,32 @@ def check_reward(env: int, reward: Any) -> None:
         )
 
 
+def check_reward_vector(env: int, info: dict[str, Any], reward_shape: tuple[int, ...]) -> None:
+    """
+    :param env: Index of the environment.
+    :param info: What it told of a step.
+    :param reward_shape: Shape of the reward vector that is to be there.
+    :raises EnvironmentFault: If it is missing, of another shape, not finite, or a component is beyond ``LARGEST_REWARD``.
+    """
+    what = f"info[{REWARD_KEY!r}]"
+    if REWARD_KEY not in info:
+        raise EnvironmentFault(
+            env,
+            f"returned no {what}, where n_rewards={reward_shape[0]} needs a vector of shape {reward_shape} at each step: "
+            "let step() put one into its info, as a gymnasium.Wrapper can, or leave n_rewards at 1.",
+        )
+    vector = _as_array(env, info[REWARD_KEY], what)
+    if vector.shape != reward_shape:
+        raise EnvironmentFault(
+            env, f"returned {what} of shape {vector.shape}, where n_rewards={reward_shape[0]} needs {reward_shape}: {vector}."
+        )
+    check_finite(env, vector, what)
+    if np.abs(vector).max() > LARGEST_REWARD:
+        raise EnvironmentFault(
+            env, f"returned {what} beyond {LARGEST_REWARD:g}, too large to be summed in single precision: {vector}."
+        )
+
+
 def check_observations(observations: VecEnvObs, n_envs: int, space: spaces.Space[Any]) -> None:
     """
     :param observations: What all environments returned.
@@ -140,6 +168,7 @@ def check_step(
     n_envs: int,
     space: spaces.Space[Any],
     normalizer: VecNormalize | None,
+    reward_shape: tuple[int, ...] = (),
 ) -> None:
     """
     SB3's vectorized environments have looked already, before their wrappers changed anything: this is for wrappers that
@@ -151,6 +180,7 @@ def check_step(
     :param n_envs: Number of environments.
     :param space: Their observation space.
     :param normalizer: What normalized them.
+    :param reward_shape: Shape of the rewards to learn from; not (): infos have to tell them.
     :raises EnvironmentFault: If any of that cannot be learned from.
     """
     if normalizer is not None:
@@ -159,6 +189,8 @@ def check_step(
     check_observations(new_obs, n_envs, space)
     for env in range(n_envs):
         check_reward(env, rewards[env])
+        if reward_shape:
+            check_reward_vector(env, infos[env], reward_shape)
         terminal = infos[env].get("terminal_observation")
         if terminal is not None and normalizer is None:
             check_observation(env, terminal, space, "a terminal observation")

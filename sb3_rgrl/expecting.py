@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_rgrl.actions import ActionCodec
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
-from sb3_rgrl.goals import Goal, check_desired_reward, make_goal
+from sb3_rgrl.goals import DesiredReward, Goal, check_desired_reward, make_goal
 from sb3_rgrl.imagination import Outcome, Units, imagine
 from sb3_rgrl.losses import WindowErrors, window_errors
 from sb3_rgrl.observations import each, from_zero
@@ -34,7 +34,8 @@ class ExpectingPolicy(BasePolicy):
     _states_are_observations: bool
     generator: np.random.Generator
     aim: str
-    desired_reward: float | list[float] | None
+    reward_shape: tuple[int, ...]
+    desired_reward: DesiredReward | None
     reward_range: Sequence[float] | None
     gamma: float
     discounts: th.Tensor
@@ -100,12 +101,12 @@ class ExpectingPolicy(BasePolicy):
         """
         :param windows: Windows for all members.
         :return: Return-to-go that they expect at the end of the first window of each sample, their mean, in raw units,
-            shape (b,).
+            shape (b, ``*reward_shape``).
         """
         for_all = (self.ensemble_size, -1, -1)
         states = self.scales.state(self.states_of(windows.observations)).expand(*for_all)
         actions = windows.actions[..., : self.ensemble.sequence_length, :].expand(*for_all, -1)
-        expected = self.ensemble(states, actions, self.ensemble.members()).return_to_go[..., -1]
+        expected = self.ensemble(states, actions, self.ensemble.members()).return_to_go[:, :, -1]
         returns: th.Tensor = self.scales.return_to_go.inverse(expected.mean(dim=0))
         return returns
 
@@ -137,7 +138,7 @@ class ExpectingPolicy(BasePolicy):
         :param observation: One observation or n of them.
         :param actions: Actions of the environment, shape (n, T, ``*action_space.shape``), T a multiple of
             ``sequence_length``.
-        :return: Rewards in raw units, shape (m, n, T).
+        :return: Rewards in raw units, shape (m, n, T, ``*reward_shape``).
         """
         return self._expect(observation, actions).rewards
 
@@ -147,8 +148,8 @@ class ExpectingPolicy(BasePolicy):
 
         :param observation: See :meth:`predict_reward`.
         :param actions: See :meth:`predict_reward`, as many as ``plan_horizon``.
-        :return: Discounted return in raw units, shape (m, n): of the plan and what follows, or, without ``return_weight`` and
-            before a return was observed, of the plan alone.
+        :return: Discounted return in raw units, shape (m, n, ``*reward_shape``): of the plan and what follows, or, without
+            ``return_weight`` and before a return was observed, of the plan alone.
         """
         with th.inference_mode(False), th.no_grad():
             return self.goal().expected_return(self._expect(observation, actions))
@@ -164,13 +165,13 @@ class ExpectingPolicy(BasePolicy):
 
     # Desiring
 
-    def set_desired_reward(self, desired_reward: float | Sequence[float] | None) -> None:
+    def set_desired_reward(self, desired_reward: DesiredReward | None) -> None:
         """
-        :param desired_reward: The reward r* that plans aim at from now on, one number or one for each member; None: a
-            little more than the best that was seen so far.
+        :param desired_reward: The reward r* that plans aim at from now on, one or one for each member: a number, or of reward
+            vectors a number for each component; None: a little more than the best that was seen so far.
         :raises ValueError: If it is not that, or out of ``reward_range``.
         """
-        self.desired_reward = check_desired_reward(desired_reward, self.ensemble_size, self.reward_range)
+        self.desired_reward = check_desired_reward(desired_reward, self.ensemble_size, self.reward_range, self.reward_shape)
 
     def goal(self) -> Goal:
         """

@@ -6,10 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 
+from sb3_rgrl.components import for_components, mean_of_components
 from sb3_rgrl.imagination import Outcome
 from sb3_rgrl.targets import Scales
 
 AIMS = ("return", "step")
+
+DesiredReward = float | Sequence[float] | Sequence[Sequence[float]]
+"""One reward r*, or one for each member."""
 
 
 class Goal(NamedTuple):
@@ -18,9 +22,9 @@ class Goal(NamedTuple):
     aim: str
     """``"return"``: one error, of the discounted return; ``"step"``: one of each reward, and one of the return-to-go."""
     reward: th.Tensor
-    """Desired reward r* of a step, shape (g,)."""
+    """Desired reward r* of a step, shape (g, ``*reward_shape``)."""
     total: th.Tensor
-    """Desired discounted return, of the plan and what follows, or of the plan alone, shape (g,)."""
+    """Desired discounted return, of the plan and what follows, or of the plan alone, same shape."""
     return_weight: float
     """Weight of what follows the plan; 0: it does not count."""
     discounts: th.Tensor
@@ -28,9 +32,9 @@ class Goal(NamedTuple):
     final_discount: float
     """gamma^T."""
     reward_scale: th.Tensor
-    """Unit of the error of a reward, shape (1,)."""
+    """Unit of the error of each component of a reward, shape (c,)."""
     return_scale: th.Tensor
-    """Unit of the error of a return, shape (1,)."""
+    """Unit of the error of each component of a return, shape (c,)."""
 
     def of(self, chosen: th.Tensor | None) -> "Goal":
         """
@@ -42,30 +46,33 @@ class Goal(NamedTuple):
     def distance(self, outcome: Outcome) -> th.Tensor:
         """
         :param outcome: What members expect of plans.
-        :return: Error E(r*, f(W_i, (s, a))), shape (g, b).
+        :return: Error E(r*, f(W_i, (s, a))), of vectors the mean over their components, shape (g, b).
         """
+        shape = self.reward.shape[1:]
         if self.aim == "step":
             of_rewards = (outcome.rewards - self.reward[:, None, None]) / self.reward_scale
-            error: th.Tensor = (of_rewards**2).mean(dim=-1)
+            error: th.Tensor = (of_rewards**2).flatten(start_dim=2).mean(dim=-1)
             if self.return_weight > 0:
                 tail = (outcome.return_to_go - self.total[:, None]) / self.return_scale
-                error = error + self.return_weight * tail**2
+                error = error + self.return_weight * mean_of_components(tail**2, shape)
             return error
         off: th.Tensor = (self.expected_return(outcome) - self.total[:, None]) / self.return_scale
-        return off**2
+        return mean_of_components(off**2, shape)
 
     def expected_return(self, outcome: Outcome) -> th.Tensor:
         """
         :param outcome: What members expect of plans.
-        :return: Its discounted return: that of the plan and, where it counts, of what follows, shape (g, b).
+        :return: Its discounted return: that of the plan and, where it counts, of what follows, shape
+            (g, b, ``*reward_shape``).
         """
-        total: th.Tensor = (outcome.rewards * self.discounts).sum(dim=-1)
+        discounts = for_components(self.discounts, outcome.rewards.shape[3:])
+        total: th.Tensor = (outcome.rewards * discounts).sum(dim=2)
         return total + self.final_discount * outcome.return_to_go if self.return_weight > 0 else total
 
 
 def make_goal(
     aim: str,
-    desired_reward: float | Sequence[float] | None,
+    desired_reward: DesiredReward | None,
     n_members: int,
     scales: Scales,
     discounts: th.Tensor,
@@ -75,7 +82,7 @@ def make_goal(
     """
     :param aim: One of ``AIMS``.
     :param desired_reward: The reward r* of a step, for all members or for each; None: a little more than the best that
-        was seen so far.
+        was seen so far, of each component.
     :param n_members: Size m of the ensemble.
     :param scales: What was seen so far, and its units.
     :param discounts: gamma^0 .. gamma^(T-1), shape (T,).
@@ -83,14 +90,15 @@ def make_goal(
     :param return_weight: Weight of the return-to-go.
     :return: What plans aim at now.
     """
+    shape = (n_members, *scales.best_reward.shape)
     # Before the first episode has ended there is no return to expect, only rewards.
     with_return = return_weight > 0 and scales.knows_returns
     if desired_reward is None:
         # An agent that has seen nothing desires nothing.
-        reward = th.nan_to_num(scales.best_reward, neginf=0.0).expand(n_members)
-        total = (scales.best_return + scales.return_to_go.std).expand(n_members)
+        reward = th.nan_to_num(scales.best_reward, neginf=0.0).expand(shape)
+        total = (scales.best_return + scales.return_to_go.std).expand(shape)
     else:
-        reward = th.as_tensor(desired_reward, dtype=discounts.dtype, device=discounts.device).expand(n_members)
+        reward = th.as_tensor(desired_reward, dtype=discounts.dtype, device=discounts.device).expand(shape)
         # Without discounting the return has no bound: at least that of the plan, and no less than what was reached before.
         endless = th.maximum(reward * len(discounts), scales.best_return)
         total = reward / (1.0 - gamma) if gamma < 1 else endless
@@ -107,14 +115,18 @@ def make_goal(
 
 
 def check_desired_reward(
-    desired_reward: float | Sequence[float] | None, ensemble_size: int, reward_range: Sequence[float] | None = None
-) -> float | list[float] | None:
+    desired_reward: DesiredReward | None,
+    ensemble_size: int,
+    reward_range: Sequence[float] | None = None,
+    reward_shape: tuple[int, ...] = (),
+) -> DesiredReward | None:
     """
-    :param desired_reward: One number, one for each member, or None.
+    :param desired_reward: One reward, one for each member, or None.
     :param ensemble_size: Size m of the ensemble.
-    :param reward_range: The least and the largest that a reward can be; None: not known.
+    :param reward_range: The least and the largest that a reward, or each component of it, can be; None: not known.
+    :param reward_shape: Shape of a reward.
     :return: The desired reward as plain numbers.
-    :raises ValueError: If it is neither one number nor one for each member, not finite, or out of the range.
+    :raises ValueError: If it is neither one reward nor one for each member, not finite, or out of the range.
     """
     if reward_range is not None:
         limits = _as_numbers(reward_range)
@@ -123,9 +135,10 @@ def check_desired_reward(
     if desired_reward is None:
         return None
     values = _as_numbers(desired_reward)
-    if values.shape not in ((), (ensemble_size,)) or not np.all(np.isfinite(values)):
+    if values.shape not in (reward_shape, (ensemble_size, *reward_shape)) or not np.all(np.isfinite(values)):
+        numbers = f"a list of {reward_shape[0]} finite numbers (n_rewards)" if reward_shape else "one finite number"
         raise ValueError(
-            f"desired_reward must be one finite number, or one for each of the {ensemble_size} members, got {desired_reward!r}"
+            f"desired_reward must be {numbers}, or one for each of the {ensemble_size} members, got {desired_reward!r}"
         )
     if reward_range is not None and not np.all((values >= reward_range[0]) & (values <= reward_range[1])):
         raise ValueError(
@@ -133,7 +146,7 @@ def check_desired_reward(
             f"{reward_range[1]}: no plan could ever bring it. Choose one within that range, or None for a little more than "
             "the best that was seen."
         )
-    plain: float | list[float] = values.tolist()
+    plain: DesiredReward = values.tolist()
     return plain
 
 

@@ -81,6 +81,11 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
                 f"HerSequenceReplayBuffer needs a goal environment, with {', '.join(GOAL_KEYS)} in its Dict of observations, "
                 f"but observations are {observation_space}"
             )
+        if kwargs.get("reward_shape"):
+            raise ValueError(
+                "HerSequenceReplayBuffer cannot tell reward vectors for other goals, for compute_reward tells one number: "
+                "leave n_rewards at 1, or use SequenceReplayBuffer"
+            )
         if n_sampled_goal < 0:
             raise ValueError(f"n_sampled_goal must not be negative, got {n_sampled_goal}")
         self.n_sampled_goal = n_sampled_goal
@@ -138,7 +143,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
         super().reset()
         self.goal_ended_episode = None
 
-    def _store(self, env: int, obs: Observations, next_obs: Observations, action: np.ndarray, reward: float) -> int:
+    def _store(self, env: int, obs: Observations, next_obs: Observations, action: np.ndarray, reward: np.ndarray) -> int:
         last = self._episodes[env][-1] if self._episodes[env] else None
         step = super()._store(env, obs, next_obs, action, reward)
         place = step % self.buffer_size

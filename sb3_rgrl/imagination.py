@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch as th
 
+from sb3_rgrl.components import for_components
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, WindowPrediction, end_logit
 
 # Imagined states stay within so many standard deviations of the states that were seen. What lies farther out cannot be
@@ -21,16 +22,16 @@ class Units(NamedTuple):
     reward_std: th.Tensor
     return_mean: th.Tensor
     return_std: th.Tensor
-    """Each of shape (1,)."""
+    """Each of shape (c,), with one number for each component of rewards."""
 
 
 class Outcome(NamedTuple):
     """What members expect of whole plans, in raw units."""
 
     rewards: th.Tensor
-    """Reward of each step, 0 once the episode is expected to have ended, shape (g, b, T)."""
+    """Reward of each step, 0 once the episode is expected to have ended, shape (g, b, T, ``*reward_shape``)."""
     return_to_go: th.Tensor
-    """Discounted return after the plan, shape (g, b)."""
+    """Discounted return after the plan, shape (g, b, ``*reward_shape``)."""
 
 
 class Step(NamedTuple):
@@ -76,8 +77,8 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
         # The state after termination is absorbing: no reward and no return from there on.
         left = th.sigmoid(-end_logit(expected.ended)).cumprod(dim=-1)
         before = alive * th.cat([th.ones_like(alive), left[..., :-1]], dim=-1)
-        by_milestone = raw.reshape(*raw.shape[:-1], ensemble.n_milestones, -1)
-        rewards.append((before.unsqueeze(-1) * by_milestone).flatten(start_dim=-2))
+        by_milestone = raw.reshape(*raw.shape[:2], ensemble.n_milestones, -1)
+        rewards.append((before.unsqueeze(-1) * by_milestone).reshape(raw.shape))
         alive = alive * left[..., -1:]
-    tail = expected.return_to_go[..., -1] * units.return_std + units.return_mean
-    return Outcome(th.cat(rewards, dim=-1), alive.squeeze(-1) * tail)
+    tail = expected.return_to_go[:, :, -1] * units.return_std + units.return_mean
+    return Outcome(th.cat(rewards, dim=2), for_components(alive.squeeze(-1), tail.shape[2:]) * tail)

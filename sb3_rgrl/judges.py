@@ -238,8 +238,11 @@ def closed_form_of(ensemble: Ensemble | MixedEnsemble, action_space: spaces.Spac
     """
     :param ensemble: The members.
     :param action_space: What they plan over.
-    :return: The error of plans and its gradient in closed form; None: it is not known for these members.
+    :return: The error of plans and its gradient in closed form; None: it is not known for these members, or for rewards of
+        several components.
     """
+    if ensemble.reward_shape:
+        return None
     if not isinstance(ensemble, (MlpEnsemble, RecurrentEnsemble)) or type(ensemble.activation) not in ACTIVATION_NAMES:
         return None
     sizes = (ensemble.state_dim, ensemble.action_dim, ensemble.sequence_length, ensemble.n_milestones)

@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
+from sb3_rgrl.components import for_components
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.logs import Update, log_updates
 from sb3_rgrl.policies import EnsemblePolicy
@@ -88,7 +89,7 @@ class LearningAlgorithm(BaseAlgorithm):
         return Update(
             loss=loss.item() / self.ensemble_size,
             ewc_penalty=penalty.item() / self.ensemble_size,
-            reward_error=errors.rewards.mean().item() / windows.rewards.shape[-1],
+            reward_error=errors.rewards.mean().item() / windows.rewards.shape[2],
             return_error=errors.returns.mean().item(),
             state_loss=errors.states.mean().item(),
         )
@@ -151,13 +152,14 @@ class LearningAlgorithm(BaseAlgorithm):
 
     def _returns_of(self, windows: WindowSamples) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: Of n windows the returns-to-go at their N milestones, how much of each was observed, and which of them count,
-            each of shape (n, N); and the discounted return from their start on, shape (n,).
+        :return: Of n windows the returns-to-go at their N milestones, shape (n, N, ``*reward_shape``), how much of each was
+            observed, and which of them count, both of shape (n, N); and the discounted return from their start on, shape
+            (n, ``*reward_shape``).
         """
         rewards, returns = windows.rewards[0], windows.returns_to_go[0]
-        length = rewards.shape[-1]
+        length = rewards.shape[1]
         discounts = self.gamma ** th.arange(length, dtype=th.float32, device=returns.device)
-        from_start = (rewards * discounts).sum(dim=-1) + self.gamma**length * returns[:, -1]
+        from_start = (rewards * for_components(discounts, rewards.shape[2:])).sum(dim=1) + self.gamma**length * returns[:, -1]
         return returns, windows.return_weights[0], alive_before(windows.terminated[0]), from_start
 
     def _renew_priorities(self, buffer: SequenceReplayBuffer, windows: np.ndarray, new: np.ndarray | None = None) -> None:
@@ -207,10 +209,9 @@ class LearningAlgorithm(BaseAlgorithm):
     def _warn_of_outliers(self, rewards: th.Tensor) -> None:
         units = self.policy.scales.reward
         # After the end of an episode windows have 0, which is no reward.
-        rewards = rewards[rewards != 0]
-        distances = units(rewards).abs()
-        if len(rewards) > 0 and bool(units.varies) and units.count >= 100 and distances.max() > self.OUTLIER:
-            reward = rewards[distances.argmax()]
+        distances = units(rewards).abs() * ((rewards != 0) & units.varies)
+        if units.count >= 100 and distances.max() > self.OUTLIER:
+            reward = rewards.flatten()[distances.argmax()]
             warnings.warn(
                 f"A reward of {reward:g} is {distances.max():.2g} standard deviations away from the mean of those before it. "
                 "In the units that it makes the others can hardly be told apart any more, so little may be learned from them. "

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_rgrl.components import for_components, mean_of_components
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble, end_logit
 from sb3_rgrl.imagination import unroll
 from sb3_rgrl.targets import Scales, WindowSamples, alive_before
@@ -16,9 +17,11 @@ class WindowErrors(NamedTuple):
     losses: th.Tensor
     """Loss of each member on each of its windows, shape (m, b)."""
     rewards: th.Tensor
-    """Absolute error of the rewards, summed over the window up to the end: the paper's delta_ik, shape (m, b)."""
+    """Absolute error of the rewards, summed over the window up to the end: the paper's delta_ik; of vectors the mean over
+    their components. Shape (m, b)."""
     returns: th.Tensor
-    """Absolute error of the returns-to-go, with their weights in the loss, mean over the milestones, shape (m, b)."""
+    """Absolute error of the returns-to-go, with their weights in the loss, mean over milestones and components, shape
+    (m, b)."""
     states: th.Tensor
     """Squared error of the changes of state, mean over milestones and elements, shape (m, b)."""
 
@@ -55,9 +58,11 @@ def window_errors(
         progress.append(((start - first) / relative_change).unsqueeze(-2).expand_as(prediction.state_change))
     # After the end nothing is left to be told.
     alive = alive_before(windows.terminated)
-    steps_alive = alive.repeat_interleave(windows.rewards.shape[-1] // alive.shape[-1], dim=-1)
+    steps_alive = alive.repeat_interleave(windows.rewards.shape[2] // alive.shape[2], dim=2)
+    shape = windows.rewards.shape[3:]
 
-    rewards = steps_alive * (th.cat([part.rewards for part in expected], dim=-1) - scales.reward(windows.rewards))
+    off = th.cat([part.rewards for part in expected], dim=2) - scales.reward(windows.rewards)
+    rewards = for_components(steps_alive, shape) * off
     # A features extractor that learns must not move the target to where it is easy to hit. Raw states are subtracted, for
     # standardised ones have too few digits for an element that hardly changes.
     way = scales.state_change(next_states - states.detach().unsqueeze(-2))
@@ -65,19 +70,19 @@ def window_errors(
     changes = alive.unsqueeze(-1) * (arrived - way)
     logits = end_logit(th.cat([part.ended for part in expected], dim=-1))
     ends = alive * nn.functional.binary_cross_entropy_with_logits(logits, windows.terminated, reduction="none")
-    returns = th.cat([part.return_to_go for part in expected], dim=-1) - scales.return_to_go(windows.returns_to_go)
-    weights = return_weight * alive * windows.return_weights
+    returns = th.cat([part.return_to_go for part in expected], dim=2) - scales.return_to_go(windows.returns_to_go)
+    weights = for_components(return_weight * alive * windows.return_weights, shape)
     better = (returns.detach() < 0).to(returns.dtype)
     sides = 2.0 * (return_expectile * better + (1.0 - return_expectile) * (1.0 - better))
     losses = (
-        (rewards**2).mean(dim=-1)
+        (rewards**2).flatten(start_dim=2).mean(dim=-1)
         + (changes**2).mean(dim=(-1, -2))
         + ends.mean(dim=-1)
-        + (weights * sides * returns**2).mean(dim=-1)
+        + (weights * sides * returns**2).flatten(start_dim=2).mean(dim=-1)
     )
     return WindowErrors(
         losses=losses,
-        rewards=rewards.detach().abs().sum(dim=-1),
-        returns=(weights * returns.detach().abs()).mean(dim=-1),
+        rewards=mean_of_components(rewards.detach().abs(), shape).sum(dim=-1),
+        returns=(weights * returns.detach().abs()).flatten(start_dim=2).mean(dim=-1),
         states=(changes.detach() ** 2).mean(dim=(-1, -2)),
     )

@@ -10,6 +10,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Figure, HumanOutput
 
 from sb3_rgrl import plots
 from sb3_rgrl.beliefs import Beliefs
+from sb3_rgrl.components import component_of, rewards_of_step
 from sb3_rgrl.policies import EnsemblePolicy
 from sb3_rgrl.rgrl import RGRL
 
@@ -28,6 +29,7 @@ class PlanPicturesCallback(BaseCallback):
         environment is. The plan is made for the picture, deterministic and from noise alone.
     :param action_names: See :func:`sb3_rgrl.plots.plan_trace`.
     :param verbose: Verbosity level.
+    :param component: Of reward vectors, the component that is drawn.
     :raises ValueError: If ``n_steps`` is less than 1.
     """
 
@@ -39,12 +41,13 @@ class PlanPicturesCallback(BaseCallback):
         observation: np.ndarray | dict[str, np.ndarray] | None = None,
         action_names: list[str] | None = None,
         verbose: int = 0,
+        component: int = 0,
     ) -> None:
         super().__init__(verbose)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         self.n_steps, self.plan, self.belief = n_steps, plan, belief
-        self.observation, self.action_names = observation, action_names
+        self.observation, self.action_names, self.component = observation, action_names, component
         self.beliefs: Beliefs | None = None
         """What was expected and received so far, for :func:`sb3_rgrl.plots.belief`."""
         self._last_plans: tuple[np.ndarray, ...] | None = None
@@ -95,16 +98,19 @@ class PlanPicturesCallback(BaseCallback):
         if plans is not None and plans is not self._last_plans:
             policy: EnsemblePolicy = model.policy
             actions = policy.codec.decode(policy.codec.execute(plans[0].reshape(-1, policy.codec.dim)))
-            expected = policy.predict_return(model._last_obs, actions)  # type: ignore[arg-type]
+            expected = self._of_component(policy.predict_return(model._last_obs, actions).cpu().numpy())  # type: ignore[arg-type]
             horizon = None if policy.goal().return_weight > 0 else policy.plan_horizon
             # Plans of which more was executed are older decisions.
-            beliefs.decide(self.num_timesteps, expected.cpu().numpy(), horizon, plans[1] == 1)
+            beliefs.decide(self.num_timesteps, expected, horizon, plans[1] == 1)
         self._last_plans = plans
-        normalizer = model.get_vec_normalize_env()
-        rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
+        normalizer, infos = model.get_vec_normalize_env(), self.locals["infos"]
+        rewards = rewards_of_step(self.locals["rewards"], infos, model.policy.reward_shape, normalizer)
         dones = np.asarray(self.locals["dones"], dtype=bool)
-        cut_off = np.array([bool(info.get("TimeLimit.truncated", False)) for info in self.locals["infos"]])
-        beliefs.receive(rewards, dones, dones & ~cut_off)
+        cut_off = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        beliefs.receive(self._of_component(rewards), dones, dones & ~cut_off)
+
+    def _of_component(self, rewards: np.ndarray) -> np.ndarray:
+        return component_of(rewards, self._agent().policy.reward_shape, self.component)
 
     def _draw(self) -> None:
         writers = self._writers()
@@ -114,7 +120,8 @@ class PlanPicturesCallback(BaseCallback):
         assert self.beliefs is not None
         if self.plan and self._agent()._last_plans is not None:
             observation = self._first_observation() if self.observation is None else self.observation
-            picture = plots.plan_trace(self._agent().policy, observation, action_names=self.action_names)
+            names, component = self.action_names, self.component
+            picture = plots.plan_trace(self._agent().policy, observation, action_names=names, component=component)
             self._write(writers, "plan/trace", picture)
         if self.belief and len(self.beliefs.decisions().step) > 0:
             self._write(writers, "plan/belief", plots.belief(self.beliefs.decisions()))

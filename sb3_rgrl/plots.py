@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sb3_rgrl.actions import groups_of
 from sb3_rgrl.beliefs import Beliefs, Decisions
+from sb3_rgrl.components import component_of
 from sb3_rgrl.policies import EnsemblePolicy, Plan
 
 # The colours of Okabe and Ito, which are told apart with all common kinds of colour blindness.
@@ -60,6 +61,7 @@ def plan_trace(
     plan: Plan | None = None,
     index: int = 0,
     action_names: Sequence[str] | None = None,
+    component: int = 0,
 ) -> Figure:
     """
     Draw how a plan forms, from one iteration of the descent to the next: the return that the ensemble expects of it and of the
@@ -71,11 +73,13 @@ def plan_trace(
     :param plan: The decision, from ``policy.plan(observation)``; None: it is taken now, deterministic, from noise alone.
     :param index: Which of the n.
     :param action_names: Of a Discrete space the names of the choices, of others those of the parts of an action.
+    :param component: Of reward vectors, the component whose return is drawn.
     :return: The figure.
-    :raises ValueError: If the plan is not one for that many observations, or there is no such index.
+    :raises ValueError: If the plan is not one for that many observations, or there is no such index or component.
     """
     plan = policy.plan(observation) if plan is None else plan
-    expected = expected_returns(policy, observation, plan, index)
+    expected = expected_returns(policy, observation, plan, index, component)
+    unit = f"reward[{component}]" if policy.reward_shape else "reward"
     path = plan.descent.path()[:, :, index]
     executed = th.as_tensor(plan.preactivated[index])
     # It is one of the last plans, to the last bit.
@@ -87,8 +91,8 @@ def plan_trace(
         left, right = grid[0, 0], grid[0, 1]
         cells = left.subgridspec(2, 1, height_ratios=(4, 3))
         above, below = figure.add_subplot(cells[0, 0]), figure.add_subplot(cells[1, 0])
-        _draw_progress(above, expected.mean(axis=1), chosen, "discounted return\n(units of reward)", "What members expect")
-        _draw_progress(below, expected.std(axis=1), chosen, "disagreement\n(units of reward)", None)
+        _draw_progress(above, expected.mean(axis=1), chosen, f"discounted return\n(units of {unit})", "What members expect")
+        _draw_progress(below, expected.std(axis=1), chosen, f"disagreement\n(units of {unit})", None)
         above.legend(loc="best")
         above.tick_params(labelbottom=False)
         below.set_xlabel(STEP_NAMES[policy.search])
@@ -104,13 +108,14 @@ def plan_trace(
 
 
 def expected_returns(
-    policy: EnsemblePolicy, observation: np.ndarray | dict[str, np.ndarray], plan: Plan, index: int = 0
+    policy: EnsemblePolicy, observation: np.ndarray | dict[str, np.ndarray], plan: Plan, index: int = 0, component: int = 0
 ) -> np.ndarray:
     """
     :param policy: See :func:`plan_trace`.
     :param observation: See :func:`plan_trace`.
     :param plan: See :func:`plan_trace`.
     :param index: See :func:`plan_trace`.
+    :param component: See :func:`plan_trace`.
     :return: Discounted return that each member, whole, expects of each of the P plans before each iteration and after the
         last, see :meth:`~sb3_rgrl.policies.EnsemblePolicy.predict_return`, shape (iterations + 1, m, P).
     :raises ValueError: See :func:`plan_trace`.
@@ -126,7 +131,7 @@ def expected_returns(
         for population in path:
             actions = policy.codec.activate(population).expand(m, -1, -1, -1)
             outcome = policy.imagine(states[index].expand(m, len(population), -1), actions, policy.ensemble.members())
-            returns.append(goal.expected_return(outcome))
+            returns.append(component_of(goal.expected_return(outcome), policy.reward_shape, component))
     as_numpy: np.ndarray = th.stack(returns).cpu().numpy()
     return as_numpy
 

@@ -14,10 +14,12 @@ from torch import nn
 
 from sb3_rgrl.actions import make_codec
 from sb3_rgrl.arguments import NotAnImageError, check_policy
+from sb3_rgrl.components import reward_shape_of
 from sb3_rgrl.court import Court
 from sb3_rgrl.deciding import DecidingPolicy
 from sb3_rgrl.deciding import Plan as Plan
 from sb3_rgrl.ensemble import make_ensemble
+from sb3_rgrl.goals import DesiredReward
 from sb3_rgrl.planner import MwmSgdPlanner
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales
@@ -40,8 +42,10 @@ class EnsemblePolicy(DecidingPolicy):
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
-    :param desired_reward: The reward r* that plans aim at, one number or one for each member; None: a little more
-        than the best that was seen so far.
+    :param n_rewards: Components of a reward; 1: it is the number that environments return. Else it is the vector, of shape
+        (n_rewards,), that they tell as ``info["vector_reward"]``, and plans aim at all components at once.
+    :param desired_reward: The reward r* that plans aim at, one or one for each member: a number, or of reward vectors a number
+        for each component; None: a little more than the best that was seen so far.
     :param reward_range: The least and the largest that the reward of a step can be, where that is known: a desired
         reward outside of it is refused.
     :param gamma: Discount factor.
@@ -103,8 +107,9 @@ class EnsemblePolicy(DecidingPolicy):
         exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
-        action_noise_correlation: float = 0.75,
-        desired_reward: float | Sequence[float] | None = None,
+action_noise_correlation: float = 0.75,
+        n_rewards: int = 1,
+        desired_reward: DesiredReward | None = None,
         reward_range: Sequence[float] | None = None,
         gamma: float = 0.98,
         dropout: float = 0.1,
@@ -171,7 +176,8 @@ class EnsemblePolicy(DecidingPolicy):
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
         self.exploration_candidates = exploration_candidates
         self.gamma, self.dropout = gamma, dropout
-        self.reward_range = reward_range
+        self.n_rewards, self.reward_range = n_rewards, reward_range
+        self.reward_shape = reward_shape_of(n_rewards)
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.return_trust = return_trust
@@ -206,7 +212,7 @@ class EnsemblePolicy(DecidingPolicy):
             and isinstance(self.observation_space, spaces.Box)
             and not is_image_space(self.observation_space)
         )
-        self.scales = Scales(self.features_extractor.features_dim)
+        self.scales = Scales(self.features_extractor.features_dim, self.reward_shape)
         self.ensemble = make_ensemble(
             self.member_kind,
             self.ensemble_size,
@@ -218,6 +224,7 @@ class EnsemblePolicy(DecidingPolicy):
             activation_fn=self.activation_fn,
             dropout=self.dropout,
             weight_initializer=self.weight_initializer,
+            reward_shape=self.reward_shape,
             **(self.member_kwargs or {}),
         )
 

@@ -1,6 +1,6 @@
 """Reversal Generative Reinforcement Learning: act, store, learn, as in Algorithm 1 of the paper."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from sb3_rgrl.arguments import as_train_freq, check_agent
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.environments import name_faults, reward_range_of
 from sb3_rgrl.ewc import ElasticWeightConsolidation
+from sb3_rgrl.goals import DesiredReward
 from sb3_rgrl.learning import LearningAlgorithm
 from sb3_rgrl.logs import dump_progress
 from sb3_rgrl.policies import (
@@ -72,7 +73,8 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param random_action_hold: Probability that a random action before planning is held for one more step: actions that
         are held get farther than those that cancel each other out.
     :param desired_reward: The desired reward r*, one number, one for each member, or a schedule: a function of the
-        progress remaining (from 1 to 0) that returns either. None: a little more than the best that was seen so far.
+        progress remaining (from 1 to 0) that returns either. None: a little more than the best that was seen so far. Of reward
+        vectors (``policy_kwargs=dict(n_rewards=...)``) one vector, or one for each member.
     :param per_exponent: The gamma of Eq. (4), 1 in the paper; 0 draws uniformly.
     :param per_epsilon: The eps of Eq. (4).
     :param ewc_lambda: The lambda of Eq. (5), 1 in the paper; 0 switches elastic weight consolidation off.
@@ -87,7 +89,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param stats_window_size: Window size for the rollout logging, in episodes.
     :param tensorboard_log: The log location for tensorboard (if None, no logging).
     :param policy_kwargs: Further arguments of the policy, such as ``net_arch``, ``activation_fn``, ``aim``,
-        ``action_optimizer`` and ``return_weight``, see :class:`~sb3_rgrl.policies.EnsemblePolicy`.
+        ``action_optimizer``, ``return_weight`` and ``n_rewards``, see :class:`~sb3_rgrl.policies.EnsemblePolicy`.
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages.
     :param seed: Seed for the pseudo random generators.
     :param device: Device on which the code should run.
@@ -130,7 +132,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
         random_action_hold: float = 0.9,
-        desired_reward: float | Sequence[float] | Callable[[float], float | Sequence[float]] | None = None,
+        desired_reward: DesiredReward | Callable[[float], DesiredReward] | None = None,
         per_exponent: float = 0.0,
         per_epsilon: float = 1e-6,
         ewc_lambda: float = 0.0,
@@ -204,7 +206,10 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.train_freq = as_train_freq(self.train_freq)
-        policy_kwargs = {"reward_range": reward_range_of(self.env), **self.policy_kwargs}
+        policy_kwargs = dict(self.policy_kwargs)
+        if policy_kwargs.get("n_rewards", 1) == 1:
+            # What environments tell is about the number that they return.
+            policy_kwargs.setdefault("reward_range", reward_range_of(self.env))
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space,
             self.action_space,
@@ -264,6 +269,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             per_exponent=self.per_exponent,
             per_epsilon=self.per_epsilon,
             seed=self.seed,
+            reward_shape=self.policy.reward_shape,
             **self.replay_buffer_kwargs,
         )
         if self.env is not None:
@@ -313,7 +319,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         callback.on_training_end()
         return self
 
-    def _desired_reward_now(self) -> float | Sequence[float] | None:
+    def _desired_reward_now(self) -> DesiredReward | None:
         if callable(self.desired_reward):
             return self.desired_reward(self._current_progress_remaining)
         return self.desired_reward

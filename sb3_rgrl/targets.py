@@ -1,5 +1,7 @@
 """What the members learn to predict: the reward vector with its return-to-go, its units, and what is desired of it."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_rgrl.components import for_components
 from sb3_rgrl.trust import Foresight, ReturnTrust
 
 
@@ -23,14 +26,14 @@ class WindowSamples(NamedTuple):
     actions: th.Tensor
     """Encoded a_k .. a_{k+L-1}, random after the end of an episode, shape (g, b, L, action_dim)."""
     rewards: th.Tensor
-    """r_k .. r_{k+L-1}, 0 after the end of an episode, shape (g, b, L)."""
+    """r_k .. r_{k+L-1}, 0 after the end of an episode, shape (g, b, L, ``*reward_shape``)."""
     next_observations: PyTorchObs
     """The state at each milestone, the terminal one after the end of an episode, shape (g, b, N, ``*obs_shape``), or a dict
     of such tensors."""
     terminated: th.Tensor
     """1 where that state is terminal, shape (g, b, N)."""
     returns_to_go: th.Tensor
-    """Observed discounted return after the milestone, shape (g, b, N)."""
+    """Observed discounted return after the milestone, shape (g, b, N, ``*reward_shape``)."""
     return_weights: th.Tensor
     """How much that return counts: the share of it that was observed, 0 while the episode runs, times what is left of it
     with age, shape (g, b, N)."""
@@ -53,13 +56,13 @@ def return_to_go(rewards: np.ndarray, terminated: bool, gamma: float) -> tuple[n
     was cut off with ``n`` steps to go, only ``1 - gamma^n`` of the discounted weight was observed: the return is
     estimated by going on with the discounted mean of what was seen, and is trusted by that share.
 
-    :param rewards: r_1 .. r_L of the episode, shape (L,).
+    :param rewards: r_1 .. r_L of the episode, shape (L, ``*reward_shape``).
     :param terminated: Whether the episode ended in a terminal state, rather than by a time limit.
     :param gamma: Discount factor.
-    :return: For each step k the return of the rewards *after* r_k, and its weight in [0, 1], both of shape (L,).
+    :return: For each step k the return of the rewards *after* r_k, in their shape, and its weight in [0, 1], shape (L,).
     """
     length = len(rewards)
-    after = np.zeros(length)
+    after = np.zeros(rewards.shape)
     for k in range(length - 2, -1, -1):
         after[k] = rewards[k + 1] + gamma * after[k + 1]
     if terminated:
@@ -69,7 +72,8 @@ def return_to_go(rewards: np.ndarray, terminated: bool, gamma: float) -> tuple[n
         # Without discounting the unseen part has no bound; only the observed sum can be told.
         return after, np.ones(length)
     seen = 1.0 - gamma**n_left
-    return np.divide(after, seen, out=np.zeros(length), where=seen > 0), seen
+    share = for_components(seen, rewards.shape[1:])
+    return np.divide(after, share, out=np.zeros(rewards.shape), where=share > 0), seen
 
 
 class Standardizer(nn.Module):
@@ -158,22 +162,24 @@ class Scales(nn.Module):
     The units in which the members see the world, and the best that was seen of it so far.
 
     :param state_dim: Length d of a state.
+    :param reward_shape: Shape of a reward.
     """
 
     best_reward: th.Tensor
     best_return: th.Tensor
     largest_weight: th.Tensor
 
-    def __init__(self, state_dim: int) -> None:
+    def __init__(self, state_dim: int, reward_shape: Sequence[int] = ()) -> None:
         super().__init__()
+        self.n_rewards = math.prod(reward_shape)
         self.state = Standardizer(state_dim)
         self.state_change = Standardizer(state_dim, centred=False)
-        self.reward = Standardizer(1, relative=True)
-        self.return_to_go = Standardizer(1, relative=True)
-        self.trust = ReturnTrust()
+        self.reward = Standardizer(self.n_rewards, relative=True)
+        self.return_to_go = Standardizer(self.n_rewards, relative=True)
+        self.trust = ReturnTrust(reward_shape)
         self.foresight = Foresight()
-        self.register_buffer("best_reward", th.tensor(-th.inf))
-        self.register_buffer("best_return", th.tensor(-th.inf))
+        self.register_buffer("best_reward", th.full(tuple(reward_shape), -th.inf))
+        self.register_buffer("best_return", th.full(tuple(reward_shape), -th.inf))
         self.register_buffer("largest_weight", th.tensor(0.0))
 
     @property
@@ -189,21 +195,21 @@ class Scales(nn.Module):
     @property
     def knows_returns(self) -> bool:
         """Whether a return was observed."""
-        return bool(th.isfinite(self.best_return))
+        return bool(th.isfinite(self.best_return).all())
 
     def learn_windows(self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor, alive: th.Tensor | None = None) -> None:
         """
         :param states: States at the start of new windows, shape (n, d).
         :param changes: Change of the state from there to each of their K milestones, in raw units, shape (n, K, d).
-        :param rewards: Rewards in them, shape (n, t).
+        :param rewards: Rewards in them, shape (n, t, ``*reward_shape``).
         :param alive: What counts, from :func:`alive_before`, shape (n, K); None: everything.
         """
         alive = th.ones_like(changes[..., 0]) if alive is None else alive
         self.state.update(states)
         self.state_change.update(changes.flatten(end_dim=1), alive.flatten())
-        steps_alive = alive.repeat_interleave(rewards.shape[-1] // alive.shape[-1], dim=-1)
-        self.reward.update(rewards.reshape(-1, 1), steps_alive.flatten())
-        self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].max()))
+        steps_alive = alive.repeat_interleave(rewards.shape[1] // alive.shape[1], dim=1)
+        self.reward.update(rewards.reshape(-1, self.n_rewards), steps_alive.flatten())
+        self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].amax(dim=0)))
 
     def renew_states(self, states: th.Tensor, changes: th.Tensor, alive: th.Tensor) -> None:
         """
@@ -220,16 +226,18 @@ class Scales(nn.Module):
 
     def learn_returns(self, returns_to_go: th.Tensor, weights: th.Tensor) -> None:
         """
-        :param returns_to_go: What the members predict: observed returns-to-go at milestones, any shape.
-        :param weights: How much of each was observed, same shape.
+        :param returns_to_go: What the members predict: observed returns-to-go at milestones, shape
+            (..., ``*reward_shape``).
+        :param weights: How much of each was observed, shape (...).
         """
         # Where nothing ever follows a window, what is expected there must stay small beside the rewards.
-        self.return_to_go.update(returns_to_go.reshape(-1, 1), weights.flatten(), unit=self.reward.std)
+        self.return_to_go.update(returns_to_go.reshape(-1, self.n_rewards), weights.flatten(), unit=self.reward.std)
 
     def learn_best_return(self, returns: th.Tensor, weights: th.Tensor) -> None:
         """
-        :param returns: Discounted returns from the start of windows on, shape (n,). Those after the windows would not do:
-            where episodes are shorter than a window they are nothing, and a goal of nothing is reached by failing.
+        :param returns: Discounted returns from the start of windows on, shape (n, ``*reward_shape``). Those after the windows
+            would not do: where episodes are shorter than a window they are nothing, and a goal of nothing is reached by
+            failing.
         :param weights: How much of each was observed, shape (n,).
         """
         # A return of which little was observed is no record. With a discount factor near 1 no more than a little is
@@ -237,4 +245,4 @@ class Scales(nn.Module):
         self.largest_weight.copy_(th.maximum(self.largest_weight, weights.max()))
         trusted = returns[(weights > 0) & (weights >= 0.5 * self.largest_weight)]
         if len(trusted) > 0:
-            self.best_return.copy_(th.maximum(self.best_return, trusted.max()))
+            self.best_return.copy_(th.maximum(self.best_return, trusted.amax(dim=0)))

@@ -1,6 +1,7 @@
 """How far predicted returns-to-go and states can be believed."""
 
 import math
+from collections.abc import Sequence
 
 import torch as th
 from torch import nn
@@ -19,6 +20,8 @@ class ReturnTrust(nn.Module):
 
     Correlation knows neither bias nor scale: while an agent gets better, its returns are better than was expected, and that
     is no reason for distrust.
+
+    :param reward_shape: Shape of a reward. The returns of each component of a vector are trusted by what was foretold of them.
     """
 
     # So many windows later, what was measured counts by 1/e.
@@ -31,34 +34,39 @@ class ReturnTrust(nn.Module):
     value: th.Tensor
     sums: th.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, reward_shape: Sequence[int] = ()) -> None:
         super().__init__()
-        self.register_buffer("value", th.ones(1))
+        self.register_buffer("value", th.ones(math.prod(reward_shape)))
         # Of weights, x, y, x^2, x y and y^2: x expected, y observed.
-        self.register_buffer("sums", th.zeros(6, dtype=th.float64))
+        self.register_buffer("sums", th.zeros(6, *reward_shape, dtype=th.float64))
 
     def learn(self, expected: th.Tensor, observed: th.Tensor, weights: th.Tensor) -> None:
         """
-        :param expected: Returns-to-go that were expected of n windows, in any unit, shape (n,).
-        :param observed: What followed them, shape (n,).
+        :param expected: Returns-to-go that were expected of n windows, in any unit, shape (n, ``*reward_shape``).
+        :param observed: What followed them, same shape.
         :param weights: How much of each was observed, shape (n,).
         """
-        x, y, w = expected.double(), observed.double(), weights.double()
+        w = weights.double()
         if w.sum() <= 0:
             return
-        new = th.stack([w.sum(), (w * x).sum(), (w * y).sum(), (w * x * x).sum(), (w * x * y).sum(), (w * y * y).sum()])
-        self.sums.mul_(math.exp(-float(new[0]) / self.MEMORY)).add_(new)
-        share = (self.sums[0] * self._explained() + self.PRIOR) / (self.sums[0] + self.PRIOR)
-        self.value.fill_(float(share.clamp(self.LEAST, 1.0)))
+        columns = (values.double().reshape(len(w), -1).unbind(dim=-1) for values in (expected, observed))
+        sums = self.sums.reshape(6, -1)
+        for component, (x, y) in enumerate(zip(*columns, strict=True)):
+            new = th.stack([w.sum(), (w * x).sum(), (w * y).sum(), (w * x * x).sum(), (w * x * y).sum(), (w * y * y).sum()])
+            total = sums[:, component].mul_(math.exp(-float(new[0]) / self.MEMORY)).add_(new)
+            share = (total[0] * _explained(total) + self.PRIOR) / (total[0] + self.PRIOR)
+            self.value[component] = float(share.clamp(self.LEAST, 1.0))
 
-    def _explained(self) -> float:
-        """
-        :return: Squared correlation, 0 where it is negative or where nothing varies.
-        """
-        total, x, y, xx, xy, yy = self.sums.tolist()
-        covariance = xy / total - x / total * y / total
-        variances = (xx / total - (x / total) ** 2) * (yy / total - (y / total) ** 2)
-        return covariance**2 / variances if covariance > 0.0 and variances > 0.0 else 0.0
+
+def _explained(sums: th.Tensor) -> float:
+    """
+    :param sums: Of one component, see :class:`ReturnTrust`, shape (6,).
+    :return: Squared correlation, 0 where it is negative or where nothing varies.
+    """
+    total, x, y, xx, xy, yy = sums.tolist()
+    covariance = xy / total - x / total * y / total
+    variances = (xx / total - (x / total) ** 2) * (yy / total - (y / total) ** 2)
+    return covariance**2 / variances if covariance > 0.0 and variances > 0.0 else 0.0
 
 
 class Foresight(nn.Module):

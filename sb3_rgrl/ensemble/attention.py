@@ -28,6 +28,7 @@ class AttentionEnsemble(Ensemble):
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param n_milestones: How many times in a window state, end and return are predicted; None: after each step.
     :param n_heads: Number of attention heads; divides the width.
+    :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
     :raises ValueError: If ``net_arch`` is empty or uneven, or ``n_heads`` does not divide its width.
     """
 
@@ -43,6 +44,7 @@ class AttentionEnsemble(Ensemble):
         weight_initializer: str = "torch",
         n_milestones: int | None = None,
         n_heads: int = 4,
+        reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__(
             state_dim,
@@ -52,6 +54,7 @@ class AttentionEnsemble(Ensemble):
             sequence_length if n_milestones is None else n_milestones,
             dropout,
             weight_initializer,
+            reward_shape,
         )
         if len(set(net_arch)) != 1 or n_heads < 1 or net_arch[0] % n_heads != 0:
             raise ValueError(
@@ -69,7 +72,7 @@ class AttentionEnsemble(Ensemble):
             self.add_layer(width, width)
             self.add_layer(width, FEED_FORWARD_FACTOR * width)
             self.add_layer(FEED_FORWARD_FACTOR * width, width, fed_by=k)
-        self.add_layer(width, 1 + state_dim + 2)
+        self.add_layer(width, state_dim + 1 + 2 * self.n_rewards)
         self.positions = nn.Parameter(0.02 * th.randn(n_members, 1, 1 + sequence_length, width))
         self.activation = activation_fn()
 

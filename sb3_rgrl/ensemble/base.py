@@ -1,5 +1,6 @@
 """What all kinds of members share: stacked weights, thinning by dropout, and the form of a prediction."""
 
+import math
 from abc import ABC, abstractmethod
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -35,14 +36,14 @@ class WindowPrediction(NamedTuple):
     """
 
     rewards: th.Tensor
-    """r_1 .. r_t, shape (g, b, t)."""
+    """r_1 .. r_t, shape (g, b, t, ``*reward_shape``)."""
     state_change: th.Tensor
     """Change of the state since the start of the window, shape (g, b, K, d)."""
     ended: th.Tensor
     """Whether the episode will have terminated by that milestone, given that it had not by the one before; see
     :func:`end_logit`. Shape (g, b, K)."""
     return_to_go: th.Tensor
-    """Discounted return after that milestone, shape (g, b, K)."""
+    """Discounted return after that milestone, shape (g, b, K, ``*reward_shape``)."""
 
 
 class Layer(NamedTuple):
@@ -73,6 +74,7 @@ class Ensemble(nn.Module, ABC):
     :param n_milestones: How many times K in a window state, end and return are predicted; divides ``sequence_length``.
     :param dropout: Probability that a hidden unit is missing from a thinned member.
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
+    :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
     :raises ValueError: If ``n_milestones`` does not divide ``sequence_length``.
     """
 
@@ -85,6 +87,7 @@ class Ensemble(nn.Module, ABC):
         n_milestones: int,
         dropout: float,
         weight_initializer: str,
+        reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         if n_milestones < 1 or sequence_length % n_milestones != 0:
@@ -92,6 +95,7 @@ class Ensemble(nn.Module, ABC):
         self.state_dim, self.action_dim, self.sequence_length = state_dim, action_dim, sequence_length
         self.n_members, self.n_milestones, self.dropout = n_members, n_milestones, dropout
         self.weight_initializer = weight_initializer
+        self.reward_shape, self.n_rewards = tuple(reward_shape), math.prod(reward_shape)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         # For each weight, which hidden layer's units its rows belong to; None: they belong to states or actions.
         self._fed_by: list[int | None] = []
@@ -168,9 +172,21 @@ class Ensemble(nn.Module, ABC):
         """
         Read what members put out after each step: reward, change of state, end, return-to-go.
 
-        :param outputs: Shape (g, b, t, 1 + d + 2).
+        :param outputs: Shape (g, b, t, c + d + 1 + c), where rewards have c components.
         :return: The prediction, at this ensemble's milestones.
         """
         spacing = self.sequence_length // self.n_milestones
         at_milestones = outputs[..., spacing - 1 :: spacing, :]
-        return WindowPrediction(outputs[..., 0], at_milestones[..., 1:-2], at_milestones[..., -2], at_milestones[..., -1])
+        n = self.n_rewards
+        rewards = self.as_rewards(outputs[..., :n], self.sequence_length)
+        returns = self.as_rewards(at_milestones[..., -n:], self.n_milestones)
+        return WindowPrediction(rewards, at_milestones[..., n : -n - 1], at_milestones[..., -n - 1], returns)
+
+    def as_rewards(self, outputs: th.Tensor, n_steps: int) -> th.Tensor:
+        """
+        :param outputs: What members put out about rewards or returns of k steps, one step after the other, of any shape
+            (g, b, ...).
+        :param n_steps: Number k of steps.
+        :return: The same by steps, shape (g, b, k, ``*reward_shape``).
+        """
+        return outputs.reshape(*outputs.shape[:2], n_steps, *self.reward_shape)

@@ -22,7 +22,7 @@ class MixedEnsemble(nn.Module):
     """
     Several ensembles as one. Members are counted through the groups in their order; those of a group stay stacked.
 
-    :param groups: The ensembles, for the same states, actions, windows and milestones.
+    :param groups: The ensembles, for the same states, actions, windows, milestones and rewards.
     :raises ValueError: If they do not fit together.
     """
 
@@ -30,7 +30,7 @@ class MixedEnsemble(nn.Module):
         super().__init__()
         first = groups[0]
         for group in groups:
-            for name in ("state_dim", "action_dim", "sequence_length", "n_milestones"):
+            for name in ("state_dim", "action_dim", "sequence_length", "n_milestones", "reward_shape"):
                 if getattr(group, name) != getattr(first, name):
                     raise ValueError(
                         f"Groups of members must agree on {name}, got {getattr(first, name)} and {getattr(group, name)}"
@@ -38,6 +38,7 @@ class MixedEnsemble(nn.Module):
         self._groups = nn.ModuleList(groups)
         self.state_dim, self.action_dim = first.state_dim, first.action_dim
         self.sequence_length, self.n_milestones = first.sequence_length, first.n_milestones
+        self.reward_shape = first.reward_shape
         self.n_members = sum(group.n_members for group in groups)
 
     def groups(self) -> list[Ensemble]:

@@ -27,6 +27,7 @@ class MlpEnsemble(Ensemble):
         over the square root of ``state_dim``. Nets that begin as small as usual are smooth for long, and a return that
         falls off a cliff is not (the spectral bias, see Yang, Ajay and Agrawal, "Overcoming the spectral bias of neural value
         approximation", 2022); the paper's thermometer bits serve the same end. None: as the initializer has them.
+    :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
     :raises ValueError: If ``state_gain`` is not a positive number.
     """
 
@@ -45,9 +46,12 @@ class MlpEnsemble(Ensemble):
         weight_initializer: str = "torch",
         n_milestones: int = 1,
         state_gain: float | None = 3.5,
+        reward_shape: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(state_dim, action_dim, sequence_length, n_members, n_milestones, dropout, weight_initializer)
-        n_outputs = sequence_length + n_milestones * (state_dim + 2)
+        super().__init__(
+            state_dim, action_dim, sequence_length, n_members, n_milestones, dropout, weight_initializer, reward_shape
+        )
+        n_outputs = sequence_length * self.n_rewards + n_milestones * (state_dim + 1 + self.n_rewards)
         widths = [state_dim + sequence_length * action_dim, *net_arch, n_outputs]
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
             self.add_layer(n_in, n_out, fed_by=k - 1 if k > 0 else None)
@@ -73,6 +77,12 @@ class MlpEnsemble(Ensemble):
         for layer in members[:-1]:
             x = self.activation(layer(x))
         n_milestones = self.n_milestones
-        sizes = [self.sequence_length, n_milestones * self.state_dim, n_milestones, n_milestones]
+        n_of_rewards, n_of_returns = self.sequence_length * self.n_rewards, n_milestones * self.n_rewards
+        sizes = [n_of_rewards, n_milestones * self.state_dim, n_milestones, n_of_returns]
         rewards, change, ended, return_to_go = th.split(members[-1](x), sizes, dim=-1)
-        return WindowPrediction(rewards, change.reshape(*change.shape[:-1], n_milestones, -1), ended, return_to_go)
+        return WindowPrediction(
+            self.as_rewards(rewards, self.sequence_length),
+            change.reshape(*change.shape[:-1], n_milestones, -1),
+            ended,
+            self.as_rewards(return_to_go, n_milestones),
+        )

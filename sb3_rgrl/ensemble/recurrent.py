@@ -25,6 +25,7 @@ class RecurrentEnsemble(Ensemble):
     :param dropout: Probability that a hidden unit is missing from a thinned member, from the cells' memory as well.
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param n_milestones: How many times in a window state, end and return are predicted; None: after each step.
+    :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
     :raises ValueError: If there is no layer.
     """
 
@@ -46,6 +47,7 @@ class RecurrentEnsemble(Ensemble):
         dropout: float,
         weight_initializer: str = "torch",
         n_milestones: int | None = None,
+        reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__(
             state_dim,
@@ -55,6 +57,7 @@ class RecurrentEnsemble(Ensemble):
             sequence_length if n_milestones is None else n_milestones,
             dropout,
             weight_initializer,
+            reward_shape,
         )
         if len(net_arch) == 0:
             raise ValueError("net_arch of recurrent members needs the width of one layer at least, got []")
@@ -66,7 +69,7 @@ class RecurrentEnsemble(Ensemble):
             self.add_layer(n_inputs, self.n_gates * width, fed_by=k - 1 if k > 0 else None, fan=width)
             self.add_layer(width, self.n_gates * width, fed_by=k, fan=width)
             n_inputs = width
-        self.add_layer(n_inputs, 1 + state_dim + 2, fed_by=len(net_arch) - 1)
+        self.add_layer(n_inputs, state_dim + 1 + 2 * self.n_rewards, fed_by=len(net_arch) - 1)
         self.activation = activation_fn()
 
     def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
