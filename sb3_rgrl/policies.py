@@ -107,7 +107,7 @@ class EnsemblePolicy(DecidingPolicy):
         exploration_candidates: int = 5,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
-action_noise_correlation: float = 0.75,
+        action_noise_correlation: float = 0.75,
         n_rewards: int = 1,
         desired_reward: DesiredReward | None = None,
         reward_range: Sequence[float] | None = None,
