@@ -363,7 +363,7 @@ def test_rewards_of_a_step():
 
 
 def test_agents_are_saved_loaded_and_go_on_as_if_nothing_had_been(tmp_path):
-    model = make_agent(Resumable(Point(10)), desired_reward=np.array([0.3, -0.5])).learn(40)
+    model = make_agent(Resumable(Point(10)), desired_reward=np.array([0.3, -0.5])).learn(60)
     model.save(tmp_path / "agent")
     loaded = RGRL.load(tmp_path / "agent")
     obs = np.array([0.1, 0.2], dtype=np.float32)
@@ -381,8 +381,8 @@ def test_agents_are_saved_loaded_and_go_on_as_if_nothing_had_been(tmp_path):
 def test_pictures_show_one_component():
     callback = PlanPicturesCallback(n_steps=1000, component=1)
     with pytest.warns(UserWarning, match="no TensorBoard folder"):
-        model = make_agent().learn(50, callback=callback)
-    decisions, rewards = callback.beliefs.decisions(), model.replay_buffer.rewards[:50]
+        model = make_agent(buffer_size=100).learn(90, callback=callback)
+    decisions, rewards = callback.beliefs.decisions(), model.replay_buffer.rewards[:90]
     assert len(decisions.step) > 3
     for step, received in zip(decisions.step.astype(int), decisions.received, strict=True):
         # From its own reward to the end of its episode of 12 steps.
