@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,10 @@ from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.logs import Update, log_updates
 from sb3_rgrl.policies import EnsemblePolicy
 from sb3_rgrl.targets import WindowSamples, alive_before
+
+
+class _ToldToStop(Exception):
+    """A pass over the whole buffer was not finished, see :meth:`~sb3_rgrl.acting.ActingAlgorithm.stop_soon`."""
 
 
 class LearningAlgorithm(BaseAlgorithm):
@@ -65,7 +70,8 @@ class LearningAlgorithm(BaseAlgorithm):
                 break
         self._check_weights()
         if self.ewc_lambda > 0 and not self._stop_soon:
-            self.ewc.consolidate(self._losses_on_everything(buffer))
+            with suppress(_ToldToStop):
+                self.ewc.consolidate(self._losses_on_everything(buffer))
         self._n_updates += len(updates)
         log_updates(self.logger, updates, self._n_updates)
 
@@ -169,6 +175,9 @@ class LearningAlgorithm(BaseAlgorithm):
         :param new: Those of them that nobody has learned from yet; None: none.
         """
         for chunk in _chunks(windows, self._windows_at_once):
+            if self._stop_soon and new is None:
+                # All of these have priorities, if older ones. New ones have none yet.
+                return
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
             with th.no_grad():
                 errors = self.policy.window_errors(buffer.windows(indices, env=self._vec_normalize_env), thin=False)
@@ -179,11 +188,14 @@ class LearningAlgorithm(BaseAlgorithm):
     def _losses_on_everything(self, buffer: SequenceReplayBuffer) -> Iterator[th.Tensor]:
         """
         :return: The members' losses on the windows that F is made of, in shares that fit into memory, each of shape (m, b).
+        :raises _ToldToStop: Between two of them: F of a part of the buffer would be another one, so the last one stays.
         """
         windows = buffer.all_windows()
         if self.ewc_fisher == "window" and len(windows) > self.FISHER_WINDOWS:
             windows = buffer.rng.choice(windows, self.FISHER_WINDOWS, replace=False)
         for chunk in _chunks(windows, min(self.ewc.chunk_size, self._windows_at_once)):
+            if self._stop_soon:
+                raise _ToldToStop
             indices = np.broadcast_to(chunk, (self.ensemble_size, len(chunk)))
             samples = buffer.as_drawn(indices, env=self._vec_normalize_env)
             yield self.policy.window_errors(samples, thin=False).losses

@@ -128,6 +128,70 @@ def test_a_long_learning_phase_is_cut_short(tmp_path: Path, handlers):
     assert load_checkpoint(tmp_path)._n_updates == model._n_updates
 
 
+@pytest.mark.parametrize("fisher", ["batch", "window"])
+def test_a_pass_over_the_whole_buffer_for_fisher_is_cut_short(tmp_path: Path, handlers, monkeypatch, fisher):
+    monkeypatch.setattr(RGRL, "_windows_at_once", 4)
+    model, asked = make_model(ewc_lambda=1.0, ewc_fisher=fisher), []
+    before = [value.clone() for value in model.ewc.state_dict().values()]
+    consolidate = model.ewc.consolidate
+
+    def watch(chunks):
+        for chunk in chunks:
+            asked.append(chunk.shape[1])
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield chunk
+
+    model.ewc.consolidate = lambda chunks: consolidate(watch(chunks))
+    callback = ExactCheckpointCallback(None, tmp_path, signals=[signal.SIGTERM])
+    model.learn(1000, callback=callback)
+    assert callback.stopped_by == signal.SIGTERM
+    assert asked == [4]
+    for value, other in zip(before, load_checkpoint(tmp_path).ewc.state_dict().values(), strict=True):
+        assert value.equal(other), "F and W* belong together: those of the last whole pass"
+
+
+def test_renewing_all_priorities_is_cut_short(tmp_path: Path, handlers, monkeypatch):
+    monkeypatch.setattr(RGRL, "_windows_at_once", 4)
+    model, asked = make_model(replay_buffer_kwargs={"priority_refresh": "all"}), []
+    renew, window_errors = RGRL._renew_priorities, model.policy.window_errors
+
+    def watch(*args, **kwargs):
+        asked.append(len(args[0].indices[0]))
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return window_errors(*args, **kwargs)
+
+    def renew_all(self, buffer, windows, new=None):
+        self.policy.window_errors = watch if new is None else window_errors
+        renew(self, buffer, windows, new)
+        self.policy.window_errors = window_errors
+
+    monkeypatch.setattr(RGRL, "_renew_priorities", renew_all)
+    callback = ExactCheckpointCallback(None, tmp_path, signals=[signal.SIGTERM])
+    model.learn(1000, callback=callback)
+    assert callback.stopped_by == signal.SIGTERM
+    assert asked == [4]
+    buffer = load_checkpoint(tmp_path).replay_buffer
+    assert (buffer.probabilities(0)[buffer.all_windows()] > 0).all()
+
+
+def test_new_windows_get_their_priorities_all_the_same(tmp_path: Path, handlers, monkeypatch):
+    monkeypatch.setattr(RGRL, "_windows_at_once", 4)
+    renew = RGRL._renew_priorities
+
+    def renew_after_signal(*args):
+        if not args[0]._stop_soon:
+            os.kill(os.getpid(), signal.SIGTERM)
+        renew(*args)
+
+    monkeypatch.setattr(RGRL, "_renew_priorities", renew_after_signal)
+    model = make_model()
+    model.learn(1000, callback=ExactCheckpointCallback(None, tmp_path, signals=[signal.SIGTERM]))
+    buffer = load_checkpoint(tmp_path).replay_buffer
+    assert buffer.n_windows > 4
+    assert (buffer.probabilities(0)[buffer.all_windows()] > 0).all()
+
+
 # Ctrl-C goes to the processes of the environments as well, and these end at once.
 CTRL_C = """
 import signal, sys
