@@ -6,6 +6,7 @@
 # Settings, e.g. `make train SEED=3 LOGS=/tmp/logs`
 ENV_ID ?= CartPole-v1
 SEED ?= 0
+N ?= 100
 LOGS ?= logs
 PYTEST_ARGS ?=
 # The first interpreter that runs and is recent enough; 3.11 is what development uses.
@@ -57,6 +58,12 @@ notebook: $(STAMP)  ## Run examples/quickstart.ipynb from top to bottom (half a 
 .PHONY: soak
 soak: $(STAMP)  ## Run the tests that take from minutes to hours
 	$(VPYTHON) -m pytest -m soak $(PYTEST_ARGS)
+
+# One process that takes hours; N mutants of each module, drawn at random with a seed.
+.PHONY: mutants
+mutants: $(STAMP)  ## Put faults into planner, buffers, ... and count those that the tests notice (N, SEED)
+	$(VPYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	$(VPYTHON) -m tests.mutants --per-module $(N) --seed $(SEED)
 
 .PHONY: format
 format: $(STAMP)  ## Sort imports and format the code

@@ -138,7 +138,8 @@ def test_a_pass_over_the_whole_buffer_for_fisher_is_cut_short(tmp_path: Path, ha
     def watch(chunks):
         for chunk in chunks:
             asked.append(chunk.shape[1])
-            os.kill(os.getpid(), signal.SIGTERM)
+            if len(asked) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield chunk
 
     model.ewc.consolidate = lambda chunks: consolidate(watch(chunks))
