@@ -339,6 +339,22 @@ def test_cut_running_episodes_ends_them_without_termination():
     assert_same(buffer, naive)
 
 
+@pytest.mark.parametrize("n_steps", [6, 17])
+def test_everything_is_new_once_more(n_steps):
+    # 20 steps fit in: after 17 of two environments, the ring was overwritten.
+    buffer, naive, rng = make_buffer(n_envs=2), NaiveBuffer(20, 2, 3), np.random.default_rng(0)
+    for k in range(n_steps):
+        step_both(buffer, naive, [None, "truncated" if k % 5 == 4 else None], rng)
+    buffer.pop_new_windows()
+    buffer.pop_finished_windows()
+    buffer.mark_all_as_new()
+    # Asked for later, when some of them were overwritten.
+    step_both(buffer, naive, [None, None], rng)
+    assert set(names_of(buffer, buffer.pop_new_windows())) == set(naive.windows())
+    assert set(names_of(buffer, buffer.pop_finished_windows())) == naive.finished()
+    assert naive.finished() < set(naive.windows())
+
+
 def test_reset_forgets_everything():
     buffer, naive, rng = make_buffer(buffer_size=12, n_envs=2), NaiveBuffer(12, 2, 3), np.random.default_rng(0)
     for k in range(10):

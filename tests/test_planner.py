@@ -805,3 +805,15 @@ def test_gradients_of_another_precision():
     start = initial_plans(3).float().numpy()
     with pytest.raises(ValueError, match=r"type float32, got .* type float64"):
         MwmSgdPlanner(3, 1, 0.1).descend(start, lambda p, chosen: (p[..., 0, 0], p.astype(np.float64)), generator())
+
+
+@pytest.mark.parametrize("member_choice", MEMBER_CHOICES)
+@pytest.mark.parametrize("population", [1, 6, 7])
+def test_evaluations_are_those_that_were_asked_for(member_choice, population):
+    members = Parabolas(3)
+    planner = MwmSgdPlanner(3, 4, 0.1, member_choice=member_choice)
+    planner.descend(np.zeros((population, N_STATES, HORIZON, ACTION_DIM)), members.closed_form, np.random.default_rng(0))
+    # Of one state, forward and backward
+    asked = sum(plans.shape[0] * plans.shape[1] for plans, _ in members.calls) // N_STATES
+    assert planner.evaluations(population) == 2 * asked
+    assert planner.n_starts(population) == population

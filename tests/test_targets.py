@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_rgrl import RGRL
-from sb3_rgrl.targets import Scales, Standardizer, return_to_go
+from sb3_rgrl.targets import Scales, Standardizer, alive_before, return_to_go
 
 
 def naive_return_to_go(rewards: list[float], terminated: bool, gamma: float) -> tuple[list[float], list[float]]:
@@ -53,6 +53,11 @@ def test_return_to_go_by_hand():
     returns, weights = return_to_go(np.array([1.0, 2.0, 4.0]), terminated=False, gamma=0.5)
     np.testing.assert_allclose(returns, [4.0 / 0.75, 8.0, 0.0])
     np.testing.assert_allclose(weights, [0.75, 0.5, 0.0])
+
+
+def test_what_comes_after_the_end_does_not_count_but_the_end_does():
+    terminated = th.tensor([[[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]]])
+    assert alive_before(terminated).tolist() == [[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]
 
 
 def test_constant_reward_has_the_return_of_going_on_for_ever_when_cut_off():
