@@ -89,6 +89,11 @@ def statistics_of(normalizer: VecNormalize | None) -> dict[str, str]:
     return {**found, **{f"{name} count": repr(float(kept.count)) for name, kept in moments.items()}}
 
 
+def running_plans_of(model: RGRL) -> str:
+    """Plans of which several actions are executed, and how many were."""
+    return repr([digest(part) for part in model._last_plans or ()])
+
+
 def fingerprint(model: RGRL) -> dict[str, str]:
     """Everything that an agent will ever do depends on this."""
     found = {}
@@ -105,8 +110,9 @@ def fingerprint(model: RGRL) -> dict[str, str]:
         found[f"buffer {name}"] = repr(getattr(buffer, name))
     for level, sums in enumerate(buffer.sampler._levels):
         found[f"buffer sums {level}"] = digest(sums)
-    for name in ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining"):
+    for name in ("num_timesteps", "_n_updates", "_episode_num", "_n_episodes_ended", "_current_progress_remaining"):
         found[name] = repr(getattr(model, name))
+    found["running plans"] = running_plans_of(model)
     found["episodes"] = repr([(info["r"], info["l"]) for info in model.ep_info_buffer])
     found.update(statistics_of(model.get_vec_normalize_env()))
     found["last observation"] = digest(np.asarray(model._last_obs))
