@@ -220,9 +220,9 @@ def test_log_every_so_many_episodes():
 
 
 def test_log_every_so_many_steps_and_not_else():
-    dumps = logged(log_interval=None, callback=LogEveryNTimesteps(n_steps=60))
-    assert [step for step, _ in dumps] == [60, 120]
-    assert dumps[1][1]["time/total_timesteps"] == 120
+    dumps = logged(log_interval=None, callback=LogEveryNTimesteps(n_steps=70))
+    assert [step for step, _ in dumps] == [70, 140]
+    assert dumps[1][1]["time/total_timesteps"] == 140
     assert {"train/loss", "rollout/ep_rew_mean", "plan/error_after"} <= set(dumps[1][1])
 
 

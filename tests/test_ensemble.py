@@ -193,8 +193,8 @@ def test_thinning_keeps_the_expectation():
     state, actions = inputs(MEMBERS, batch=2)
     whole = concatenated(ensemble(state, actions, ensemble.members()))
     with th.no_grad():
-        draws = th.stack([concatenated(ensemble(state, actions, ensemble.members(None, generator))) for _ in range(3000)])
-    standard_error = draws.std(dim=0) / 3000**0.5
+        draws = th.stack([concatenated(ensemble(state, actions, ensemble.members(None, generator))) for _ in range(6000)])
+    standard_error = draws.std(dim=0) / 6000**0.5
     assert ((draws.mean(dim=0) - whole).abs() < 5.0 * standard_error).all()
     assert standard_error.max() < 0.02, "the test could not tell"
 

@@ -116,13 +116,13 @@ def steer_return(model: RGRL) -> float:
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_learns_from_tiny_and_from_huge_rewards(scale):
-    model = RGRL("MlpEnsemblePolicy", make_vec_env(lambda: Steer(scale), seed=0), **ABLE).learn(400)
-    assert steer_return(model) > -4.0
+    model = RGRL("MlpEnsemblePolicy", make_vec_env(lambda: Steer(scale), seed=0), **ABLE).learn(600)
+    assert steer_return(model) > -3.0
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -0.1, 1e-12, 1e12, -1e30])
 def test_constant_rewards_are_taken_as_they_are(constant):
-    model = trained(120, {"scale": 0.0, "shift": constant})
+    model = trained(300, {"scale": 0.0, "shift": constant})
     scales = model.policy.scales
     assert scales.reward.mean.item() == pytest.approx(constant, rel=1e-6)
     # Where there is nothing to compare with, the reward itself is the unit.

@@ -34,6 +34,7 @@ SHARED = {
     "n_plan_iterations": 200,
     "action_learning_rate": 0.1,  # beta
     "action_init_std": 0.01,  # sigma
+    "action_noise_correlation": 0.0,
     "per_exponent": 1.0,  # gamma of Eq. (4)
     "per_epsilon": 1e-6,  # epsilon of Eq. (4)
     "ewc_lambda": 1.0,  # lambda of Eq. (5)
@@ -48,6 +49,7 @@ SHARED = {
         "member_choice": "random",
         "warm_start": False,
         "execute_steps": 1,
+        "optimizer_kwargs": {"weight_decay": 0.0, "fused": True},
     },
     "env_wrapper": [{"sb3_rgrl.thermometer.ThermometerObservation": {"n_bits": 100}}],
 }

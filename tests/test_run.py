@@ -104,6 +104,7 @@ def paper_settings() -> dict:
             "return_weight": 0.0,
             "action_optimizer": "sgd",
             "optimizer_class": optim.SGD,
+            "member_kwargs": {"state_gain": None},
         },
     }
 
