@@ -45,10 +45,21 @@ def check_agent(agent: Any) -> None:
     for name in ("dropout", "action_noise_correlation", "random_action_hold"):
         if not 0 <= getattr(agent, name) < 1:
             raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(agent, name)}")
+    check_action_repeat(agent.action_repeat)
     if agent.gradient_steps < -1:
         raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {agent.gradient_steps}")
     if not 0 < agent.gamma <= 1:
         raise ValueError(f"gamma must be more than 0 and at most 1, got {agent.gamma}")
+
+
+def check_action_repeat(action_repeat: Any) -> None:
+    """
+    :param action_repeat: How many steps of the environment an action lasts, or None.
+    :raises ValueError: If it is something else.
+    """
+    is_count = isinstance(action_repeat, (int, np.integer)) and not isinstance(action_repeat, bool) and action_repeat >= 1
+    if action_repeat is not None and not is_count:
+        raise ValueError(f"action_repeat must be None or a number of steps, at least 1, got {action_repeat!r}")
 
 
 def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
@@ -71,6 +82,7 @@ def check_policy(
     *,
     plan_horizon: int,
     sequence_length: int,
+    action_repeat: int | None,
     aim: str,
     search: str,
     action_initializer: str,
@@ -92,6 +104,7 @@ def check_policy(
             f"plan_horizon must be a multiple of sequence_length, for members are unrolled window after window: "
             f"got {plan_horizon} and {sequence_length}"
         )
+    check_action_repeat(action_repeat)
     if aim not in AIMS:
         raise ValueError(f"aim must be one of {AIMS}, got {aim!r}")
     check_search(search, action_initializer, n_warm_iterations)

@@ -34,7 +34,8 @@ class StoredWindows(NamedTuple):
 
 class SequenceReplayBuffer(SavedBuffer):
     """
-    Keeps steps in a ring and hands out every window of ``sequence_length`` steps inside one episode.
+    Keeps steps in a ring and hands out every window of ``sequence_length`` actions inside one episode, each of which lasts
+    ``action_repeat`` steps.
 
     *Sequentialize* (Algorithm 1, line 18) happens as steps arrive: a step starts a window as soon as enough steps
     follow it. After termination the state is absorbing (reward 0 for ever), so windows may run past the end of such an
@@ -47,11 +48,13 @@ class SequenceReplayBuffer(SavedBuffer):
     :param device: Device of the samples.
     :param n_envs: Number of environments that :meth:`add` gets steps from.
     :param action_dim: Length of an encoded action.
-    :param sequence_length: Length of the windows that are handed out.
-    :param milestone_every: After how many steps of a window state, end and return are told; divides its length. None:
+    :param sequence_length: Length of the windows that are handed out, in actions.
+    :param action_repeat: Steps that an action of a plan lasts. Windows start at every step, whenever actions were decided: the
+        action of so many steps is their mean, its reward their discounted sum.
+    :param milestone_every: After how many actions of a window state, end and return are told; divides its length. None:
         at its end only.
     :param n_members: Size m of the ensemble; every member has its own priorities.
-    :param gamma: Discount factor of the returns-to-go.
+    :param gamma: Discount factor of the returns-to-go, from one action to the next.
     :param per_exponent: The gamma of Eq. (4).
     :param per_epsilon: The eps of Eq. (4).
     :param return_in_priority: Whether the error of the return-to-go counts in the priority, beside the errors of the
@@ -62,8 +65,8 @@ class SequenceReplayBuffer(SavedBuffer):
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
-    :raises ValueError: If ``sequence_length`` is not within 1 .. buffer_size / n_envs, ``milestone_every`` does not divide
-        it, or ``priority_refresh`` is unknown.
+    :raises ValueError: If a window's steps are not within 1 .. buffer_size / n_envs, ``milestone_every`` does not divide
+        ``sequence_length``, or ``priority_refresh`` is unknown.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class SequenceReplayBuffer(SavedBuffer):
         *,
         action_dim: int,
         sequence_length: int,
+        action_repeat: int = 1,
         milestone_every: int | None = None,
         n_members: int = 1,
         gamma: float = 0.99,
@@ -88,11 +92,9 @@ class SequenceReplayBuffer(SavedBuffer):
         reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
-        if not 1 <= sequence_length * n_envs <= buffer_size:
-            raise ValueError(
-                f"sequence_length must be within 1 .. buffer_size / n_envs: a buffer of {buffer_size} steps never holds "
-                f"a window of {sequence_length} of each of {n_envs} environment(s)"
-            )
+        self.sequence_length = sequence_length
+        self._check_room(action_repeat)
+        self.action_repeat = action_repeat
         self.milestone_every = sequence_length if milestone_every is None else milestone_every
         if self.milestone_every < 1 or sequence_length % self.milestone_every != 0:
             raise ValueError(f"milestone_every must divide sequence_length {sequence_length}, got {milestone_every}")
@@ -100,7 +102,7 @@ class SequenceReplayBuffer(SavedBuffer):
             raise ValueError(f"return_recency must be a finite number that is not negative, got {return_recency}")
         if priority_refresh not in PRIORITY_REFRESHES:
             raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
-        self.sequence_length, self.gamma = sequence_length, gamma
+        self.gamma = gamma
         self.return_in_priority, self.priority_refresh = return_in_priority, priority_refresh
         self.return_recency = return_recency
         self.rng = np.random.default_rng(seed)
@@ -121,6 +123,29 @@ class SequenceReplayBuffer(SavedBuffer):
         self.returns_to_go = np.zeros((self.buffer_size, *reward_shape), dtype=np.float32)
         self.return_weights = np.zeros(self.buffer_size, dtype=np.float32)
         self.is_window = np.zeros(self.buffer_size, dtype=bool)
+
+    def _check_room(self, action_repeat: int) -> None:
+        n_steps = self.sequence_length * action_repeat
+        if not 1 <= n_steps * self.n_envs <= self.buffer_size:
+            raise ValueError(
+                f"sequence_length must be within 1 .. buffer_size / n_envs: a buffer of {self.buffer_size} steps never holds "
+                f"a window of {n_steps} of each of {self.n_envs} environment(s)"
+            )
+
+    @property
+    def window_steps(self) -> int:
+        """Steps of the environment in a window."""
+        return self.sequence_length * self.action_repeat
+
+    @property
+    def milestone_steps(self) -> int:
+        """Steps of the environment from one milestone to the next."""
+        return self.milestone_every * self.action_repeat
+
+    @property
+    def step_gamma(self) -> float:
+        """Discount factor from one step of the environment to the next."""
+        return float(self.gamma ** (1.0 / self.action_repeat))
 
     def size(self) -> int:
         """
@@ -211,7 +236,7 @@ class SequenceReplayBuffer(SavedBuffer):
         if terminated:
             complete = [step for step in waiting if self._holds(step)]
         else:
-            complete = [waiting.popleft()] if len(waiting) == self.sequence_length else []
+            complete = [waiting.popleft()] if len(waiting) == self.window_steps else []
         for step in complete:
             self.is_window[step % self.buffer_size] = True
         self.n_windows += len(complete)
@@ -222,11 +247,53 @@ class SequenceReplayBuffer(SavedBuffer):
     def _finish_episode(self, env: int, terminated: bool) -> None:
         steps = np.array([step for step in self._episodes[env] if self._holds(step)], dtype=np.int64)
         places = steps % self.buffer_size
-        self.returns_to_go[places], self.return_weights[places] = return_to_go(self.rewards[places], terminated, self.gamma)
-        n_windows = len(steps) if terminated else max(0, len(steps) - self.sequence_length + 1)
+        self._learn_returns(places, terminated)
+        n_windows = len(steps) if terminated else max(0, len(steps) - self.window_steps + 1)
         self._remember(self._finished_windows, steps[:n_windows].tolist())
         self._episodes[env].clear()
         self._waiting[env].clear()
+
+    def _learn_returns(self, places: np.ndarray, terminated: bool) -> None:
+        told = return_to_go(self.rewards[places], terminated, self.step_gamma)
+        self.returns_to_go[places], self.return_weights[places] = told
+
+    def set_action_repeat(self, action_repeat: int) -> None:
+        """
+        Let windows be of actions that last another number of steps. All of them are new then.
+
+        :param action_repeat: Steps that an action lasts.
+        :raises ValueError: If the buffer has no room for such a window.
+        """
+        if action_repeat == self.action_repeat:
+            return
+        self._check_room(action_repeat)
+        self.sampler.remove(self.all_windows())
+        self.action_repeat = action_repeat
+        order = np.arange(self.n_added - self.size(), self.n_added) % self.buffer_size
+        n_left, is_over = np.zeros(self.buffer_size, dtype=np.int64), np.zeros(self.buffer_size, dtype=bool)
+        for place in order[::-1]:
+            # A successor is a later step.
+            after = self.successors[place]
+            n_left[place] = 1 if after == NO_STEP else 1 + n_left[after]
+            is_over[place] = self.terminated[place] if after == NO_STEP else is_over[after]
+        self.is_window[order] = (is_over | (n_left >= self.window_steps))[order]
+        self.n_windows = int(self.is_window.sum())
+        for waiting, steps in zip(self._waiting, self._episodes, strict=True):
+            waiting.clear()
+            waiting.extend(step for step in steps if self._holds(step) and not self.is_window[step % self.buffer_size])
+        running = {step % self.buffer_size for steps in self._episodes for step in steps if self._holds(step)}
+        for first in np.setdiff1d(order, self.successors[order]):
+            if first not in running:
+                places = self._chain_from(first, int(n_left[first]))
+                self._learn_returns(places, bool(is_over[first]))
+        self.mark_all_as_new()
+
+    def _chain_from(self, first: int, length: int) -> np.ndarray:
+        places = np.empty(length, dtype=np.int64)
+        places[0] = first
+        for k in range(1, length):
+            places[k] = self.successors[places[k - 1]]
+        return places
 
     # What is new
 
@@ -318,6 +385,18 @@ class SequenceReplayBuffer(SavedBuffer):
         """
         return self._to_samples(self._look_up(indices, aged), env)
 
+    def steps(self, n_steps: int, env: VecNormalize | None = None) -> tuple[PyTorchObs, PyTorchObs]:
+        """
+        :param n_steps: How many steps at most.
+        :param env: Normalizes the observations.
+        :return: Observations before and after the oldest steps, shape (1, n, ``*obs_shape``) each, or dicts of such tensors.
+        """
+        first = self.n_added - self.size()
+        places = np.arange(first, min(first + n_steps, self.n_added))[None] % self.buffer_size
+        both = take(self.observations, places), take(self.next_observations, places)
+        before, after = (self._observations_to_torch(part, env) for part in both)
+        return before, after
+
     def as_drawn(self, indices: np.ndarray, env: VecNormalize | None = None, aged: bool = True) -> WindowSamples:
         """
         :param indices: Where windows start, shape (g, b).
@@ -333,7 +412,7 @@ class SequenceReplayBuffer(SavedBuffer):
         actions, rewards = self.actions[steps], self.rewards[steps]
         # Actions after the end change nothing; random ones keep the members from making anything of them.
         actions[past_end] = self.actions[self.rng.integers(self.size(), size=int(past_end.sum()))]
-        milestones = steps[..., self.milestone_every - 1 :: self.milestone_every]
+        milestones = steps[..., self.milestone_steps - 1 :: self.milestone_steps]
         shares = self.return_weights[milestones]
         return StoredWindows(
             indices=indices,
@@ -347,16 +426,31 @@ class SequenceReplayBuffer(SavedBuffer):
         )
 
     def _to_samples(self, windows: StoredWindows, env: VecNormalize | None) -> WindowSamples:
+        actions, rewards = self._by_action(windows)
         return WindowSamples(
             indices=windows.indices,
             observations=self._observations_to_torch(windows.observations, env),
-            actions=self.to_torch(windows.actions),
-            rewards=self.to_torch(windows.rewards),
+            actions=self.to_torch(actions),
+            rewards=self.to_torch(rewards),
             next_observations=self._observations_to_torch(windows.next_observations, env),
             terminated=self.to_torch(windows.terminated),
             returns_to_go=self.to_torch(windows.returns_to_go),
             return_weights=self.to_torch(windows.return_weights),
         )
+
+    def _by_action(self, windows: StoredWindows) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :return: The actions of windows, shape (g, b, L, action_dim), and their rewards, shape (g, b, L, ``*reward_shape``).
+        """
+        actions, rewards = windows.actions, windows.rewards
+        if self.action_repeat == 1:
+            return actions, rewards
+        n_groups, batch = windows.indices.shape
+        shape = (n_groups, batch, self.sequence_length, self.action_repeat)
+        discounts = self.step_gamma ** np.arange(self.action_repeat, dtype=np.float32)
+        by_action = rewards.reshape(*shape, *rewards.shape[3:])
+        discounted = by_action * for_components(discounts, rewards.shape[3:])
+        return actions.reshape(*shape, *actions.shape[3:]).mean(axis=3), discounted.sum(axis=3, dtype=np.float32)
 
     def _recency(self, places: np.ndarray) -> np.ndarray:
         """
@@ -372,12 +466,12 @@ class SequenceReplayBuffer(SavedBuffer):
     def _follow(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         :return: The steps of the windows, staying on the last step of an episode, and which ones lie past its end,
-            both of shape (g, b, t).
+            both of shape (g, b, window_steps).
         """
-        steps = np.empty((*indices.shape, self.sequence_length), dtype=np.int64)
+        steps = np.empty((*indices.shape, self.window_steps), dtype=np.int64)
         past_end = np.zeros(steps.shape, dtype=bool)
         steps[..., 0] = indices
-        for j in range(1, self.sequence_length):
+        for j in range(1, self.window_steps):
             following = self.successors[steps[..., j - 1]]
             past_end[..., j] = following == NO_STEP
             steps[..., j] = np.where(past_end[..., j], steps[..., j - 1], following)

@@ -95,7 +95,7 @@ class DecidingPolicy(ExpectingPolicy):
                 plans = starts.fresh(len(states), generator)
             n_iterations = None
             if state is not None and self.warm_start:
-                last = state[0] if len(state) == 1 else left_of(*state)
+                last = state[0] if len(state) == 1 else left_of(state[0], state[1] // self.action_repeat)
                 plans = starts.warm(plans, last, episode_start)
                 n_iterations = self._iterations_when_warm(len(states), episode_start)
             n_considered = self._n_considered(deterministic)
@@ -113,7 +113,7 @@ class DecidingPolicy(ExpectingPolicy):
         watch: Callable[[Plan], None] | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """
-        The next action of each plan, and new plans where ``execute_steps`` actions were executed.
+        The next action of each plan, and new plans where ``execute_steps`` were made.
 
         :param observation: One observation or n of them.
         :param state: What the last call returned; None: nothing was planned yet.
@@ -130,8 +130,11 @@ class DecidingPolicy(ExpectingPolicy):
                 watch(plan)
             return plan.preactivated
 
-        n_steps = min(self.execute_steps, self.starts.horizon) if self.scales.foresight.suffices else 1
-        encoded, after = go_on(plan_anew, self.codec, n_steps, observation, state, episode_start)
+        repeat = self.action_repeat
+        # Whole actions, one at least.
+        n_actions = max(1, self.execute_steps // repeat) if self.scales.foresight.suffices else 1
+        n_steps = min(n_actions, self.starts.horizon) * repeat
+        encoded, after = go_on(plan_anew, self.codec, n_steps, repeat, observation, state, episode_start)
         return self.codec.decode(encoded), after
 
     def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
@@ -253,7 +256,7 @@ class DecidingPolicy(ExpectingPolicy):
         tensors = [
             *self.ensemble.parameters(),
             *(scales.state.std, scales.state_change.std, rewards.mean, rewards.std, returns.mean, returns.std),
-            *(scales.best_reward, scales.best_return, scales.trust.value, self.discounts),
+            *(scales.best_reward, scales.best_return, scales.trust.value, scales.action_repeat, self.discounts),
         ]
         aimed_at = tuple(desired) if isinstance(desired, list) else desired
         others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust)

@@ -14,22 +14,24 @@ def go_on(
     plan_anew: PlanAnew,
     codec: ActionCodec,
     execute_steps: int,
+    action_repeat: int,
     observation: np.ndarray | dict[str, np.ndarray],
     state: tuple[np.ndarray, ...] | None,
     episode_start: np.ndarray | None,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """
-    The next action of each plan, and new plans where ``execute_steps`` actions were executed or an episode begins.
+    The next action of each plan, and new plans where enough of them were executed or an episode begins.
 
     :param plan_anew: Makes plans, shape (n, T, action_dim), of observations, last plans and where episodes begin.
     :param codec: What executes actions.
-    :param execute_steps: How many actions of a plan are executed.
+    :param execute_steps: For how many steps of the environment a plan is followed.
+    :param action_repeat: How many of these an action lasts.
     :param observation: One observation or n of them.
     :param state: What the last call returned; plans alone, of which one action was executed: there are new ones at once,
         which go on from them; None: nothing was planned yet.
     :param episode_start: Where an episode begins, shape (n,); None: nowhere.
-    :return: Encoded actions, shape (n, action_dim); the plans as pre-activated actions, shape (n, T, action_dim), and how
-        many actions of each were executed, shape (n,).
+    :return: Encoded actions, shape (n, action_dim); the plans as pre-activated actions, shape (n, T, action_dim), and for how
+        many steps each was followed, shape (n,).
     """
     if state is None or len(state) == 1:
         plans = plan_anew(observation, state, episode_start)
@@ -40,9 +42,10 @@ def go_on(
         due = starts | (n_done >= execute_steps)
         if due.any():
             seen = observation if due.all() else _rows_of(observation, due)
-            plans[due] = plan_anew(seen, (left_of(plans[due], n_done[due]),), starts[due])
+            left = left_of(plans[due], n_done[due] // action_repeat)
+            plans[due] = plan_anew(seen, (left,), starts[due])
             n_done[due] = 0
-    encoded = codec.execute(plans[np.arange(len(plans)), n_done])
+    encoded = codec.execute(plans[np.arange(len(plans)), n_done // action_repeat])
     return encoded, (plans, n_done + 1)
 
 

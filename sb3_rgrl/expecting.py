@@ -95,6 +95,13 @@ class ExpectingPolicy(BasePolicy):
             states: th.Tensor = self.scales.state(self.extract_features(obs_tensor, self.features_extractor))
         return states
 
+    # Time
+
+    @property
+    def action_repeat(self) -> int:
+        """How many steps of the environment an action of a plan lasts; 1 until that is known."""
+        return max(1, int(self.scales.action_repeat))
+
     # Expecting
 
     def returns_after(self, windows: WindowSamples) -> th.Tensor:
@@ -136,9 +143,9 @@ class ExpectingPolicy(BasePolicy):
         What each member expects of given plans, f(W_i, (s, a_1 .. a_T)).
 
         :param observation: One observation or n of them.
-        :param actions: Actions of the environment, shape (n, T, ``*action_space.shape``), T a multiple of
-            ``sequence_length``.
-        :return: Rewards in raw units, shape (m, n, T, ``*reward_shape``).
+        :param actions: Actions of the environment, each held for :attr:`action_repeat` steps, shape
+            (n, T, ``*action_space.shape``), T a multiple of ``sequence_length``.
+        :return: Rewards in raw units, discounted sums where actions are held, shape (m, n, T, ``*reward_shape``).
         """
         return self._expect(observation, actions).rewards
 
@@ -185,6 +192,7 @@ class ExpectingPolicy(BasePolicy):
             self.discounts,
             self.gamma,
             self.return_weight,
+            self.action_repeat,
         )
 
     # Learning

@@ -22,7 +22,7 @@ class Goal(NamedTuple):
     aim: str
     """``"return"``: one error, of the discounted return; ``"step"``: one of each reward, and one of the return-to-go."""
     reward: th.Tensor
-    """Desired reward r* of a step, shape (g, ``*reward_shape``)."""
+    """Desired reward r* of an action, shape (g, ``*reward_shape``)."""
     total: th.Tensor
     """Desired discounted return, of the plan and what follows, or of the plan alone, same shape."""
     return_weight: float
@@ -78,6 +78,7 @@ def make_goal(
     discounts: th.Tensor,
     gamma: float,
     return_weight: float,
+    action_repeat: int = 1,
 ) -> Goal:
     """
     :param aim: One of ``AIMS``.
@@ -88,6 +89,7 @@ def make_goal(
     :param discounts: gamma^0 .. gamma^(T-1), shape (T,).
     :param gamma: Discount factor.
     :param return_weight: Weight of the return-to-go.
+    :param action_repeat: How many steps of the environment an action lasts, and so what is told of its reward.
     :return: What plans aim at now.
     """
     shape = (n_members, *scales.best_reward.shape)
@@ -98,7 +100,8 @@ def make_goal(
         reward = th.nan_to_num(scales.best_reward, neginf=0.0).expand(shape)
         total = (scales.best_return + scales.return_to_go.std).expand(shape)
     else:
-        reward = th.as_tensor(desired_reward, dtype=discounts.dtype, device=discounts.device).expand(shape)
+        of_action = sum(gamma ** (k / action_repeat) for k in range(action_repeat))
+        reward = of_action * th.as_tensor(desired_reward, dtype=discounts.dtype, device=discounts.device).expand(shape)
         # Without discounting the return has no bound: at least that of the plan, and no less than what was reached before.
         endless = th.maximum(reward * len(discounts), scales.best_return)
         total = reward / (1.0 - gamma) if gamma < 1 else endless

@@ -186,7 +186,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
         later = self._chain(starts, backwards=False)
         future = self._future(starts, *later, self._draw_goals(starts, *later))
         # Of what follows the last step nothing is known, if it is no end.
-        known = future.terminated | (future.n_steps >= self.sequence_length)
+        known = future.terminated | (future.n_steps >= self.window_steps)
         rows = (rows[0][known], rows[1][known])
         self._write(windows, rows, Future(*(part[known] for part in future)), aged)
         return windows
@@ -200,7 +200,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
         """
         assert isinstance(windows.observations, dict)
         assert isinstance(windows.next_observations, dict)
-        length, every = self.sequence_length, self.milestone_every
+        length, every = self.window_steps, self.milestone_steps
         last = future.n_steps[:, None] - 1
         step = np.arange(length)
         # Behind the last column nothing is left of any of them.
@@ -227,12 +227,12 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer):
         :return: Return after each step and how much of it was observed, see :func:`~sb3_rgrl.targets.return_to_go`, both of
             shape (n, F).
         """
-        rewards = future.rewards
+        rewards, gamma = future.rewards, self.step_gamma
         after, n_known = np.zeros(rewards.shape), rewards.shape[-1]
         for k in range(n_known - 2, -1, -1):
-            after[:, k] = rewards[:, k + 1] + self.gamma * after[:, k + 1]
+            after[:, k] = rewards[:, k + 1] + gamma * after[:, k + 1]
         n_left = np.maximum(future.n_steps[:, None] - 1 - np.arange(n_known), 0)
-        seen = 1.0 - self.gamma**n_left if self.gamma < 1.0 else np.ones(after.shape)
+        seen = 1.0 - gamma**n_left if gamma < 1.0 else np.ones(after.shape)
         ends = future.terminated[:, None]
         estimate = np.divide(after, seen, out=np.zeros(after.shape), where=seen > 0)
         weights = np.where(ends, 1.0, np.where(future.is_over[:, None], seen, 0.0))

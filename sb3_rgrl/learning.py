@@ -15,6 +15,7 @@ from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.logs import Update, log_updates
 from sb3_rgrl.policies import EnsemblePolicy
 from sb3_rgrl.targets import WindowSamples, alive_before
+from sb3_rgrl.time_scale import measured_action_repeat
 
 
 class _ToldToStop(Exception):
@@ -29,6 +30,8 @@ class LearningAlgorithm(BaseAlgorithm):
     FISHER_WINDOWS: ClassVar[int] = 512
     # Of how many windows the units of states are measured anew before each learning phase, where features are learned.
     UNIT_WINDOWS: ClassVar[int] = 256
+    # By how many steps, the first ones, the time scale is measured at most.
+    UNIT_STEPS: ClassVar[int] = 10_000
     # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
     # with a rare reward stay below.
     OUTLIER: ClassVar[float] = 1e4
@@ -54,6 +57,7 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         buffer, policy = self.replay_buffer, self.policy
         assert buffer is not None
+        self._settle_action_repeat(buffer)
         self._take_in_new_windows(buffer)
         if buffer.n_windows == 0:
             self._warn_of_short_episodes()
@@ -101,6 +105,20 @@ class LearningAlgorithm(BaseAlgorithm):
         )
 
     # Units and priorities
+
+    def _settle_action_repeat(self, buffer: SequenceReplayBuffer) -> None:
+        """Find out how long actions of plans last, before anything else is learned; then windows are of such actions."""
+        policy, scales = self.policy, self.policy.scales
+        if scales.action_repeat == 0:
+            if policy.learns_features or scales.is_ready:
+                # Features that are still to be learned tell nothing of time; nor do units of other actions change any more.
+                measured = 1
+            else:
+                with th.no_grad():
+                    before, after = map(policy.states_of, buffer.steps(self.UNIT_STEPS, env=self._vec_normalize_env))
+                measured = measured_action_repeat(before[0], after[0])
+            scales.action_repeat.fill_(min(measured, max(1, buffer.buffer_size // (buffer.sequence_length * self.n_envs))))
+        buffer.set_action_repeat(policy.action_repeat)
 
     def _take_in_new_windows(self, buffer: SequenceReplayBuffer) -> None:
         """Let new windows and returns into the units of the members, and give them their first priorities."""

@@ -35,6 +35,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param ensemble_size: Number m of members.
     :param plan_horizon: Number T of actions in a plan, a multiple of ``sequence_length``.
     :param sequence_length: Number t of actions that members take in one pass.
+    :param action_repeat: How many steps of the environment an action of a plan lasts; None: by the task's own time scale, see
+        :func:`~sb3_rgrl.time_scale.measured_action_repeat`.
     :param n_plan_iterations: Iterations of Eq. (1) for each decision.
     :param n_candidates: Plans that are optimised side by side; a multiple of ``ensemble_size`` is fastest.
     :param exploration_candidates: How many of them, drawn at random, are considered at the end of a decision that is not
@@ -65,9 +67,9 @@ class EnsemblePolicy(DecidingPolicy):
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
     :param n_warm_iterations: Iterations of decisions that go on from the last one; None: as many as of the others. Half of
         their plans are near their goal from the start.
-    :param execute_steps: How many actions of a plan are executed, ``plan_horizon`` at most, before there is a new one: while
-        learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to be unforeseeable, one,
-        see :class:`~sb3_rgrl.trust.Foresight`.
+    :param execute_steps: For how many steps of the environment a plan is followed, but for one action of it at least, before
+        there is a new one: while learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to
+        be unforeseeable, for one action, see :class:`~sb3_rgrl.trust.Foresight`.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
@@ -101,7 +103,8 @@ class EnsemblePolicy(DecidingPolicy):
         lr_schedule: Schedule,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 5,
+        sequence_length: int = 1,
+        action_repeat: int | None = None,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         exploration_candidates: int = 5,
@@ -162,6 +165,7 @@ class EnsemblePolicy(DecidingPolicy):
         check_policy(
             plan_horizon=plan_horizon,
             sequence_length=sequence_length,
+            action_repeat=action_repeat,
             aim=aim,
             search=search,
             action_initializer=action_initializer,
@@ -193,7 +197,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.starts = PlanStarts(
             n_candidates, plan_horizon, self.codec.dim, action_initializer, action_init_std, action_noise_correlation
         )
-        self._make_members()
+        self._make_members(action_repeat)
         self._court = Court()
         self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)
@@ -204,15 +208,19 @@ class EnsemblePolicy(DecidingPolicy):
             **self.optimizer_kwargs,
         )
 
-    def _make_members(self) -> None:
-        """Make what turns observations into states, the units of these, and the ensemble that expects them."""
+    def _make_members(self, action_repeat: int | None) -> None:
+        """
+        Make what turns observations into states, the units of these, and the ensemble that expects them.
+
+        :param action_repeat: See the constructor.
+        """
         self.features_extractor = self.make_features_extractor()
         self._states_are_observations = (
             type(self.features_extractor) is FlattenExtractor
             and isinstance(self.observation_space, spaces.Box)
             and not is_image_space(self.observation_space)
         )
-        self.scales = Scales(self.features_extractor.features_dim, self.reward_shape)
+        self.scales = Scales(self.features_extractor.features_dim, self.reward_shape, action_repeat)
         self.ensemble = make_ensemble(
             self.member_kind,
             self.ensemble_size,
@@ -265,8 +273,8 @@ class EnsemblePolicy(DecidingPolicy):
         :param state: What the last call returned; None: plan from noise alone.
         :param episode_start: Where an episode begins, shape (n,).
         :param deterministic: Whether the planner's noise depends on nothing but the observation.
-        :return: The actions; and for the next call the plans, shape (n, T, action_dim), and how many actions of each were
-            executed, shape (n,).
+        :return: The actions; and for the next call the plans, shape (n, T, action_dim), and for how many steps each was
+            followed, shape (n,).
         """
         if self.training:
             self.set_training_mode(False)

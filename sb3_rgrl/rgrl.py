@@ -58,10 +58,13 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is
         the paper's batch offline learning.
     :param gradient_steps: Gradient steps of each learning phase; -1: as many as steps in the environments since the last.
-    :param gamma: Discount factor.
+    :param gamma: Discount factor from one action of a plan to the next.
     :param ensemble_size: Number m of members.
     :param plan_horizon: Number T of actions in a plan, a multiple of ``sequence_length``.
-    :param sequence_length: Length t of the windows that members predict in one pass.
+    :param sequence_length: Length t of the windows that members predict in one pass, in actions of a plan. Several are
+        cheaper, and less accurate where states change fast.
+    :param action_repeat: How many environment steps an action of a plan lasts. None: measured in the first learning phase,
+        by how fast states change, see :func:`~sb3_rgrl.time_scale.measured_action_repeat`.
     :param n_plan_iterations: Iterations of Eq. (1) for each decision.
     :param n_candidates: Plans that are optimised side by side; the best by the ensemble's mean error is executed.
         A multiple of ``ensemble_size`` is fastest.
@@ -124,7 +127,8 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         gamma: float = 0.98,
         ensemble_size: int = 5,
         plan_horizon: int = 20,
-        sequence_length: int = 5,
+        sequence_length: int = 1,
+        action_repeat: int | None = None,
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         exploration_candidates: int = 5,
@@ -170,6 +174,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         self.ensemble_size = ensemble_size
         self.plan_horizon = plan_horizon
         self.sequence_length = sequence_length
+        self.action_repeat = action_repeat
         self.n_plan_iterations = n_plan_iterations
         self.n_candidates = n_candidates
         self.exploration_candidates = exploration_candidates
@@ -217,6 +222,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             ensemble_size=self.ensemble_size,
             plan_horizon=self.plan_horizon,
             sequence_length=self.sequence_length,
+            action_repeat=self.action_repeat,
             n_plan_iterations=self.n_plan_iterations,
             n_candidates=self.n_candidates,
             exploration_candidates=self.exploration_candidates,
@@ -263,6 +269,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             self.n_envs,
             action_dim=self.policy.codec.dim,
             sequence_length=self.sequence_length * self.policy.windows_per_sample,
+            action_repeat=self.policy.action_repeat,
             milestone_every=self.sequence_length // self.policy.ensemble.n_milestones,
             n_members=self.ensemble_size,
             gamma=self.gamma,

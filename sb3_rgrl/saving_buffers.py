@@ -32,6 +32,7 @@ class SavedBuffer(BaseBuffer):
     return_weights: np.ndarray
     is_window: np.ndarray
     sequence_length: int
+    action_repeat: int
     n_added: int
     n_windows: int
     _episodes: list[deque[int]]
@@ -74,6 +75,7 @@ class SavedBuffer(BaseBuffer):
         for name, note in (("new_windows", self._new_windows), ("finished_windows", self._finished_windows)):
             arrays[name] = np.array([step - first for step in note if step >= first], dtype=np.int64)
         arrays["sequence_length"], arrays["size"] = np.array(self.sequence_length), np.array(self.size())
+        arrays["action_repeat"] = np.array(self.action_repeat)
         arrays["n_added"] = np.array(self.n_added)
         arrays["largest_error"] = np.array(self._largest_error)
         return arrays
@@ -90,6 +92,7 @@ class SavedBuffer(BaseBuffer):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         size, n_added = int(arrays["size"]), int(arrays["n_added"])
         priorities = self._priorities_in(arrays)
+        own_repeat, self.action_repeat = self.action_repeat, int(arrays["action_repeat"])
         self.reset()
         # Steps keep their numbers, and so their places, where those show that so many are here.
         self.n_added = n_added if min(n_added, self.buffer_size) == size else size
@@ -110,6 +113,11 @@ class SavedBuffer(BaseBuffer):
                 self._episodes[env].append(first + step)
                 if not arrays["is_window"][step]:
                     self._waiting[env].append(first + step)
+        self.set_action_repeat(own_repeat)
+
+    def set_action_repeat(self, action_repeat: int) -> None:
+        """See :meth:`~sb3_rgrl.buffers.SequenceReplayBuffer.set_action_repeat`."""
+        raise NotImplementedError
 
     def _priorities_in(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """
@@ -129,6 +137,8 @@ class SavedBuffer(BaseBuffer):
         """
         try:
             arrays = read_arrays(file.read())
+            # Before there was one, actions lasted a step.
+            arrays.setdefault("action_repeat", np.array(1))
             missing = self._saved_arrays().keys() - arrays.keys()
             if missing:
                 raise ValueError(f"it has no {', '.join(sorted(missing))}")
@@ -187,6 +197,7 @@ def _check_consistent(arrays: dict[str, np.ndarray], per_step: Iterable[str]) ->
         "n_added": arrays["n_added"].shape == () and size <= int(arrays["n_added"]) < 2**62,
         "running": running.shape[1:] == (2,) and np.all((running >= 0) & (running[:, 1:] < size)),
         "sequence_length": int(arrays["sequence_length"]) >= 1,
+        "action_repeat": int(arrays["action_repeat"]) >= 1,
         "largest_error": np.isfinite(float(arrays["largest_error"])),
     }
     for name in ("new_windows", "finished_windows"):

@@ -1,8 +1,8 @@
 """What the members learn to predict: the reward vector with its return-to-go, its units, and what is desired of it."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -163,13 +163,15 @@ class Scales(nn.Module):
 
     :param state_dim: Length d of a state.
     :param reward_shape: Shape of a reward.
+    :param action_repeat: How many steps of the environment an action of a plan lasts; None: that is to be learned.
     """
 
     best_reward: th.Tensor
     best_return: th.Tensor
     largest_weight: th.Tensor
+    action_repeat: th.Tensor
 
-    def __init__(self, state_dim: int, reward_shape: Sequence[int] = ()) -> None:
+    def __init__(self, state_dim: int, reward_shape: Sequence[int] = (), action_repeat: int | None = None) -> None:
         super().__init__()
         self.n_rewards = math.prod(reward_shape)
         self.state = Standardizer(state_dim)
@@ -181,6 +183,13 @@ class Scales(nn.Module):
         self.register_buffer("best_reward", th.full(tuple(reward_shape), -th.inf))
         self.register_buffer("best_return", th.full(tuple(reward_shape), -th.inf))
         self.register_buffer("largest_weight", th.tensor(0.0))
+        # 0: not known yet.
+        self.register_buffer("action_repeat", th.tensor(action_repeat or 0))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # Before there was one, actions lasted a step.
+        with_repeat = {prefix + "action_repeat": th.tensor(1), **state_dict}
+        super()._load_from_state_dict(with_repeat, prefix, *args)
 
     @property
     def relative_change(self) -> th.Tensor:

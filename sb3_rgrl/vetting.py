@@ -21,7 +21,7 @@ FORMAT = 1
 OPAQUE = ":opaque:"
 
 # Largest numbers that are taken from a file that is not trusted: each costs memory, whatever the size of the file.
-_LIMITS = {"buffer_size": 10**8, "plan_horizon": 10**6, "sequence_length": 10**6, "n_envs": 10**4}
+_LIMITS = {"buffer_size": 10**8, "plan_horizon": 10**6, "sequence_length": 10**6, "action_repeat": 10**6, "n_envs": 10**4}
 # What the weights tell better: numbers of units must not exceed the numbers that are stored, or this.
 _FEW = 10**6
 _NEVER_SAVED = ("policy", "device", "env", "replay_buffer", "ewc", "_vec_normalize_env", "_logger", "_custom_logger")
@@ -116,7 +116,8 @@ def _check_size(name: str, value: Any, n_numbers: int) -> None:
     """
     :raises ValueError: If building it would take far more memory than the file has weights for.
     """
-    if name in _LIMITS and not (type(value) is int and value <= _LIMITS[name]):
+    is_left_open = name == "action_repeat" and value is None
+    if name in _LIMITS and not is_left_open and not (type(value) is int and value <= _LIMITS[name]):
         raise ValueError(f"its {name} is {value!r}, more than the {_LIMITS[name]} that are taken without trust=True")
     most = max(n_numbers, _FEW)
     if isinstance(value, spaces.Space):

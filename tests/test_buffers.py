@@ -44,6 +44,7 @@ class NaiveBuffer:
         self.sequence_length, self.n_episodes = sequence_length, 0
         self.milestone_every = milestone_every or sequence_length
         self.running = [self.new_episode(env) for env in range(n_envs)]
+        self.gamma = GAMMA
 
     def new_episode(self, env: int) -> Episode:
         self.n_episodes += 1
@@ -73,11 +74,11 @@ class NaiveBuffer:
     def milestone(self, episode: Episode, n_done: int) -> dict:
         """What is known of an episode after its first ``n_done`` steps."""
         following = episode.rewards[n_done:]
-        observed = sum(GAMMA**j * reward for j, reward in enumerate(following))
+        observed = sum(self.gamma**j * reward for j, reward in enumerate(following))
         if episode.ending == "terminated":
             weight, returns = 1.0, observed
         elif episode.ending == "truncated":
-            weight = 1.0 - GAMMA ** len(following)
+            weight = 1.0 - self.gamma ** len(following)
             returns = observed / weight if following else 0.0
         else:
             weight, returns = 0.0, None
