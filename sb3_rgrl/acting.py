@@ -22,9 +22,11 @@ from sb3_rgrl.policies import EnsemblePolicy, Plan
 class ActingAlgorithm(BaseAlgorithm):
     """The part of :class:`~sb3_rgrl.rgrl.RGRL` that acts in environments and stores what comes of it."""
 
-    # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``.
+    # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``, or than that
+    # many where no episode was seen to end but by a limit of time: there may be a goal that nobody has reached yet.
     FIRST_EPISODES: ClassVar[int] = 5
     PATIENCE: ClassVar[int] = 10
+    PATIENCE_WITHOUT_END: ClassVar[int] = 20
 
     policy: EnsemblePolicy
     replay_buffer: SequenceReplayBuffer | None
@@ -159,9 +161,12 @@ class ActingAlgorithm(BaseAlgorithm):
             return False
         # Returns are worth something against each other: one episode tells only that what happened did happen. But
         # episodes may last for ever.
-        too_early = self._n_episodes_ended < self.FIRST_EPISODES
-        if too_early and self.num_timesteps < self.PATIENCE * self.learning_starts:
-            return False
+        if self._n_episodes_ended < self.FIRST_EPISODES:
+            assert self.replay_buffer is not None
+            saw_end = self.replay_buffer.terminated[: self.replay_buffer.size()].any()
+            patience = self.PATIENCE if saw_end else self.PATIENCE_WITHOUT_END
+            if self.num_timesteps < patience * self.learning_starts:
+                return False
         # Where all was worth the same, the members' errors would decide, and lead nowhere (MountainCar-v0 before the flag
         # was ever reached): held random actions get about.
         return bool(scales.reward.varies.any() or scales.return_to_go.varies.any())

@@ -252,10 +252,11 @@ class DecidingPolicy(ExpectingPolicy):
         :return: All that members, goal and units depend on.
         """
         scales, desired = self.scales, self.desired_reward
-        rewards, returns = scales.reward, scales.return_to_go
+        units = [scales.reward, scales.step_reward, scales.end_reward, scales.return_to_go]
         tensors = [
             *self.ensemble.parameters(),
-            *(scales.state.std, scales.state_change.std, rewards.mean, rewards.std, returns.mean, returns.std),
+            *(scales.state.std, scales.state_change.std),
+            *(part for unit in units for part in (unit.mean, unit.std)),
             *(scales.best_reward, scales.best_return, scales.trust.value, scales.action_repeat, self.discounts),
         ]
         aimed_at = tuple(desired) if isinstance(desired, list) else desired

@@ -122,10 +122,12 @@ class ExpectingPolicy(BasePolicy):
         :return: How outputs of the members are meant now.
         """
         scales = self.scales
-        reward, return_to_go = scales.reward, scales.return_to_go
+        reward, return_to_go, end_reward = scales.step_reward, scales.return_to_go, scales.end_reward
         # What cannot be foretold is expected to be what it is in the mean.
         trust = scales.trust.value if self.return_trust is None else self.return_trust
-        return Units(scales.relative_change, reward.mean, reward.std, return_to_go.mean, return_to_go.std * trust)
+        return_std = return_to_go.std * trust
+        of_rewards = reward.mean, reward.std, return_to_go.mean, return_std, end_reward.mean, end_reward.std
+        return Units(scales.relative_change, *of_rewards)
 
     def imagine(self, state: th.Tensor, actions: th.Tensor, members: Any) -> Outcome:
         """

@@ -22,6 +22,8 @@ class Units(NamedTuple):
     reward_std: th.Tensor
     return_mean: th.Tensor
     return_std: th.Tensor
+    end_reward_mean: th.Tensor
+    end_reward_std: th.Tensor
     """Each of shape (c,), with one number for each component of rewards."""
 
 
@@ -74,10 +76,14 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
     alive, rewards = th.ones_like(state[..., :1]), []
     for _, expected in unroll(ensemble, state, actions, members, units.relative_change):
         raw = expected.rewards * units.reward_std + units.reward_mean
+        if_ended = expected.end_rewards * units.end_reward_std + units.end_reward_mean
+        logit = end_logit(expected.ended)
         # The state after termination is absorbing: no reward and no return from there on.
-        left = th.sigmoid(-end_logit(expected.ended)).cumprod(dim=-1)
+        left = th.sigmoid(-logit).cumprod(dim=-1)
         before = alive * th.cat([th.ones_like(alive), left[..., :-1]], dim=-1)
         by_milestone = raw.reshape(*raw.shape[:2], ensemble.n_milestones, -1)
+        more_if_ended = if_ended.reshape(by_milestone.shape) - by_milestone
+        by_milestone = by_milestone + th.sigmoid(logit).unsqueeze(-1) * more_if_ended
         rewards.append((before.unsqueeze(-1) * by_milestone).reshape(raw.shape))
         alive = alive * left[..., -1:]
     tail = expected.return_to_go[:, :, -1] * units.return_std + units.return_mean

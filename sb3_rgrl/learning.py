@@ -127,9 +127,10 @@ class LearningAlgorithm(BaseAlgorithm):
         with th.no_grad():
             for chunk in _chunks(new, self._windows_at_once):
                 windows = buffer.as_drawn(chunk[None], env=self._vec_normalize_env)
-                states, changes, alive = self._changes_of_state(windows)
+                states, changes, _ = self._changes_of_state(windows)
                 self._warn_of_outliers(windows.rewards)
-                scales.learn_windows(states, changes, windows.rewards[0, :, : self.sequence_length], alive)
+                ends = windows.terminated[0, :, : self.policy.ensemble.n_milestones]
+                scales.learn_windows(states, changes, windows.rewards[0, :, : self.sequence_length], ends)
             if self.policy.learns_features and buffer.n_windows > 0:
                 every = buffer.all_windows()
                 some = every[buffer.rng.integers(len(every), size=self.UNIT_WINDOWS)]

@@ -26,6 +26,18 @@ class WindowErrors(NamedTuple):
     """Squared error of the changes of state, mean over milestones and elements, shape (m, b)."""
 
 
+def _huber(errors: th.Tensor) -> th.Tensor:
+    """
+    Squares up to 1, and from there on straight: what cannot be foretold, such as where a leg touches the ground, must not hide
+    what can (Huber, 1964).
+
+    :param errors: In units of what is usual, any shape.
+    :return: Twice the Huber loss, same shape.
+    """
+    size = errors.abs()
+    return th.where(size < 1.0, errors**2, 2.0 * size - 1.0)
+
+
 def window_errors(
     ensemble: Ensemble | MixedEnsemble,
     members: Any,
@@ -61,8 +73,11 @@ def window_errors(
     steps_alive = alive.repeat_interleave(windows.rewards.shape[2] // alive.shape[2], dim=2)
     shape = windows.rewards.shape[3:]
 
-    off = th.cat([part.rewards for part in expected], dim=2) - scales.reward(windows.rewards)
-    rewards = for_components(steps_alive, shape) * off
+    ends_here = windows.terminated.repeat_interleave(windows.rewards.shape[2] // alive.shape[2], dim=2)
+    off = th.cat([part.rewards for part in expected], dim=2) - scales.step_reward(windows.rewards)
+    of_steps = for_components(steps_alive * (1.0 - ends_here), shape) * off
+    off = th.cat([part.end_rewards for part in expected], dim=2) - scales.end_reward(windows.rewards)
+    of_ends = for_components(steps_alive * ends_here, shape) * off
     # A features extractor that learns must not move the target to where it is easy to hit. Raw states are subtracted, for
     # standardised ones have too few digits for an element that hardly changes.
     way = scales.state_change(next_states - states.detach().unsqueeze(-2))
@@ -75,14 +90,14 @@ def window_errors(
     better = (returns.detach() < 0).to(returns.dtype)
     sides = 2.0 * (return_expectile * better + (1.0 - return_expectile) * (1.0 - better))
     losses = (
-        (rewards**2).flatten(start_dim=2).mean(dim=-1)
-        + (changes**2).mean(dim=(-1, -2))
+        (_huber(of_steps) + of_ends**2).flatten(start_dim=2).mean(dim=-1)
+        + _huber(changes).mean(dim=(-1, -2))
         + ends.mean(dim=-1)
         + (weights * sides * returns**2).flatten(start_dim=2).mean(dim=-1)
     )
     return WindowErrors(
         losses=losses,
-        rewards=mean_of_components(rewards.detach().abs(), shape).sum(dim=-1),
+        rewards=mean_of_components((of_steps + of_ends).detach().abs(), shape).sum(dim=-1),
         returns=(weights * returns.detach().abs()).flatten(start_dim=2).mean(dim=-1),
         states=(changes.detach() ** 2).mean(dim=(-1, -2)),
     )

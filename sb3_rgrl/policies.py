@@ -115,7 +115,7 @@ class EnsemblePolicy(DecidingPolicy):
         desired_reward: DesiredReward | None = None,
         reward_range: Sequence[float] | None = None,
         gamma: float = 0.98,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         aim: str = "return",
         return_weight: float = 1.0,
         return_expectile: float = 0.8,

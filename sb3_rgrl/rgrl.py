@@ -52,8 +52,8 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
     :param learning_starts: How many steps of random actions come before learning and planning. Random actions go on until
-        five episodes have ended, though for no more than ten times that, and as long as no reward or return was different
-        from another.
+        five episodes have ended, though for no more than ten times that, or twenty times if none of them has really ended, and
+        as long as no reward or return was different from another.
     :param batch_size: Windows per member and gradient step.
     :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is
         the paper's batch offline learning.
@@ -84,7 +84,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param ewc_fisher: The F of Eq. (5): ``"batch"``, the squared gradient of the loss on the whole buffer as one batch
         (the paper), or ``"window"``, the mean squared gradient of each window's loss, on up to 512 windows drawn from
         there, which costs more and still protects when learning has converged.
-    :param dropout: Share of hidden units that a member misses in each iteration of planning and learning.
+    :param dropout: Share of hidden units that a member misses in each iteration of planning and learning, 1e-3 in the paper.
     :param replay_buffer_class: Replay buffer class; None: :class:`~sb3_rgrl.buffers.SequenceReplayBuffer`. For goal
         environments: :class:`~sb3_rgrl.hindsight.HerSequenceReplayBuffer`.
     :param replay_buffer_kwargs: Its further keyword arguments, such as ``return_recency``,
@@ -141,7 +141,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         per_epsilon: float = 1e-6,
         ewc_lambda: float = 0.0,
         ewc_fisher: str = "batch",
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,

@@ -137,8 +137,6 @@ class SavedBuffer(BaseBuffer):
         """
         try:
             arrays = read_arrays(file.read())
-            # Before there was one, actions lasted a step.
-            arrays.setdefault("action_repeat", np.array(1))
             missing = self._saved_arrays().keys() - arrays.keys()
             if missing:
                 raise ValueError(f"it has no {', '.join(sorted(missing))}")

@@ -1,8 +1,8 @@
 """What the members learn to predict: the reward vector with its return-to-go, its units, and what is desired of it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -83,27 +83,34 @@ class Standardizer(nn.Module):
     :param dim: Length of the vectors; 1 for numbers.
     :param centred: Whether to subtract the mean; without it only the scale is changed, and zero stays zero.
     :param relative: Whether numbers are large or small beside each other alone, however small they are, as rewards are.
+    :param robust: Whether the scale is that of what is usual: the standard deviation or, if that is less, what it would be for
+        normal numbers of the same mean absolute value. Few large ones hardly count there.
     """
 
     MIN_STD = 1e-6
     # What is closer to its mean than that is the rounding of single precision.
     RESOLUTION = float(th.finfo(th.float32).eps)
+    # Standard deviation of normal numbers around zero against their mean absolute value.
+    NORMAL = math.sqrt(0.5 * math.pi)
 
     mean: th.Tensor
     std: th.Tensor
     count: th.Tensor
     exact_mean: th.Tensor
     squares: th.Tensor
+    sizes: th.Tensor
 
-    def __init__(self, dim: int, centred: bool = True, relative: bool = False) -> None:
+    def __init__(self, dim: int, centred: bool = True, relative: bool = False, robust: bool = False) -> None:
         super().__init__()
-        self.centred, self.relative = centred, relative
+        self.centred, self.relative, self.robust = centred, relative, robust
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
         # In float64: over millions of rows small steps would be lost.
         self.register_buffer("count", th.zeros((), dtype=th.float64))
         self.register_buffer("exact_mean", th.zeros(dim, dtype=th.float64))
         self.register_buffer("squares", th.zeros(dim, dtype=th.float64))
+        if robust:
+            self.register_buffer("sizes", th.zeros(dim, dtype=th.float64))
 
     @property
     def varies(self) -> th.Tensor:
@@ -132,14 +139,18 @@ class Standardizer(nn.Module):
         self.exact_mean += difference * total / new_count
         self.mean.copy_(self.exact_mean)
         self.count.copy_(new_count)
+        scale = (self.squares / self.count).sqrt()
+        if self.robust:
+            self.sizes += (weights[:, None] * rows.abs()).sum(dim=0)
+            scale = th.minimum(scale, self.sizes / self.count * self.NORMAL)
         # An element that never varied carries nothing; dividing by its rounding noise would amplify it.
         size = self.exact_mean.abs()
         constant = th.where((size > 0) & self.relative, size, th.as_tensor(unit, dtype=size.dtype, device=size.device))
-        self.std.copy_(th.where(self.varies, (self.squares / self.count).sqrt(), constant))
+        self.std.copy_(th.where(self.varies, scale, constant))
 
     def forget(self) -> None:
         """Let the next data count as if it were the first."""
-        for total in (self.count, self.exact_mean, self.squares):
+        for total in (self.count, self.exact_mean, self.squares, *([self.sizes] if self.robust else [])):
             total.zero_()
 
     def forward(self, raw: th.Tensor) -> th.Tensor:
@@ -175,8 +186,11 @@ class Scales(nn.Module):
         super().__init__()
         self.n_rewards = math.prod(reward_shape)
         self.state = Standardizer(state_dim)
-        self.state_change = Standardizer(state_dim, centred=False)
+        self.state_change = Standardizer(state_dim, centred=False, robust=True)
         self.reward = Standardizer(self.n_rewards, relative=True)
+        # Members tell apart what steps bring and what the end of an episode brings; goals do not.
+        self.step_reward = Standardizer(self.n_rewards, relative=True, robust=True)
+        self.end_reward = Standardizer(self.n_rewards, relative=True)
         self.return_to_go = Standardizer(self.n_rewards, relative=True)
         self.trust = ReturnTrust(reward_shape)
         self.foresight = Foresight()
@@ -185,11 +199,6 @@ class Scales(nn.Module):
         self.register_buffer("largest_weight", th.tensor(0.0))
         # 0: not known yet.
         self.register_buffer("action_repeat", th.tensor(action_repeat or 0))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # Before there was one, actions lasted a step.
-        with_repeat = {prefix + "action_repeat": th.tensor(1), **state_dict}
-        super()._load_from_state_dict(with_repeat, prefix, *args)
 
     @property
     def relative_change(self) -> th.Tensor:
@@ -206,18 +215,25 @@ class Scales(nn.Module):
         """Whether a return was observed."""
         return bool(th.isfinite(self.best_return).all())
 
-    def learn_windows(self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor, alive: th.Tensor | None = None) -> None:
+    def learn_windows(
+        self, states: th.Tensor, changes: th.Tensor, rewards: th.Tensor, terminated: th.Tensor | None = None
+    ) -> None:
         """
         :param states: States at the start of new windows, shape (n, d).
         :param changes: Change of the state from there to each of their K milestones, in raw units, shape (n, K, d).
         :param rewards: Rewards in them, shape (n, t, ``*reward_shape``).
-        :param alive: What counts, from :func:`alive_before`, shape (n, K); None: everything.
+        :param terminated: 1 where the state at a milestone is terminal, shape (n, K): what comes behind the first of them does
+            not count; None: nowhere.
         """
-        alive = th.ones_like(changes[..., 0]) if alive is None else alive
+        terminated = th.zeros_like(changes[..., 0]) if terminated is None else terminated
+        alive = alive_before(terminated)
         self.state.update(states)
         self.state_change.update(changes.flatten(end_dim=1), alive.flatten())
-        steps_alive = alive.repeat_interleave(rewards.shape[1] // alive.shape[1], dim=1)
-        self.reward.update(rewards.reshape(-1, self.n_rewards), steps_alive.flatten())
+        steps_alive, ends = (part.repeat_interleave(rewards.shape[1] // alive.shape[1], dim=1) for part in (alive, terminated))
+        flat = rewards.reshape(-1, self.n_rewards)
+        self.reward.update(flat, steps_alive.flatten())
+        self.step_reward.update(flat, (steps_alive * (1.0 - ends)).flatten())
+        self.end_reward.update(flat, (steps_alive * ends).flatten())
         self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].amax(dim=0)))
 
     def renew_states(self, states: th.Tensor, changes: th.Tensor, alive: th.Tensor) -> None:

@@ -27,6 +27,7 @@ class Expected(NamedTuple):
     state_change: Rows
     ended: Vector
     return_to_go: Vector
+    end_rewards: Vector
 
 
 # f(W_i, (s, a_1 .. a_t)) of a member whose weights are known
@@ -43,6 +44,8 @@ class PlainUnits(NamedTuple):
     reward_std: float
     return_mean: float
     return_std: float
+    end_reward_mean: float
+    end_reward_std: float
 
 
 class PlainWindow(NamedTuple):
@@ -86,7 +89,7 @@ def linear(x: Vector, layer: LinearLayer) -> list[float]:
 
 
 def mlp(layers: Sequence[LinearLayer], activation: Callable[[float], float], n_milestones: int) -> Predict:
-    """Outputs: t rewards, then the K changes of state, then K ends, then K returns."""
+    """Outputs: t rewards, then the K changes of state, then K ends, then K returns, then t rewards if the episode ends."""
 
     def predict(state: Vector, actions: Rows) -> Expected:
         x = [*state, *(number for action in actions for number in action)]
@@ -96,7 +99,8 @@ def mlp(layers: Sequence[LinearLayer], activation: Callable[[float], float], n_m
         rewards = [outputs.pop(0) for _ in actions]
         changes = [[outputs.pop(0) for _ in state] for _ in range(n_milestones)]
         ended = [outputs.pop(0) for _ in range(n_milestones)]
-        return Expected(rewards, changes, ended, outputs)
+        returns = [outputs.pop(0) for _ in range(n_milestones)]
+        return Expected(rewards, changes, ended, returns, outputs)
 
     return predict
 
@@ -118,9 +122,10 @@ def gru(layers: Sequence[LinearLayer], activation: Callable[[float], float], n_m
         told = [output for k, output in enumerate(outputs) if (k + 1) % every == 0]
         return Expected(
             rewards=[output[0] for output in outputs],
-            state_change=[output[1:-2] for output in told],
-            ended=[output[-2] for output in told],
-            return_to_go=[output[-1] for output in told],
+            state_change=[output[1:-3] for output in told],
+            ended=[output[-3] for output in told],
+            return_to_go=[output[-2] for output in told],
+            end_rewards=[output[-1] for output in outputs],
         )
 
     return predict
@@ -170,16 +175,24 @@ def outcome(
     alive, rewards, tail = 1.0, [], 0.0
     for _, expected in walk(predict, state, actions, length, relative_change):
         n_milestones = len(expected.ended)
+        every = length // n_milestones
         for k, reward in enumerate(expected.rewards):
-            rewards.append(alive * (reward * units.reward_std + units.reward_mean))
-            if (k + 1) % (length // n_milestones) == 0:
-                ended = expected.ended[(k + 1) // (length // n_milestones) - 1]
-                alive *= 1.0 - end_probability(ended)
+            end = end_probability(expected.ended[k // every])
+            goes_on = reward * units.reward_std + units.reward_mean
+            ends = expected.end_rewards[k] * units.end_reward_std + units.end_reward_mean
+            rewards.append(alive * ((1.0 - end) * goes_on + end * ends))
+            if (k + 1) % every == 0:
+                alive *= 1.0 - end
         tail = expected.return_to_go[-1] * units.return_std + units.return_mean
     return rewards, alive * tail
 
 
 # Learning
+
+
+def huber(error: float) -> float:
+    """The square up to 1, its tangent from there on."""
+    return error**2 if abs(error) <= 1.0 else 1.0 + 2.0 * (abs(error) - 1.0)
 
 
 def window_errors(
@@ -206,21 +219,27 @@ def window_errors(
     origin = window.state if origin is None else origin
     state = [(window.state[d] - units.state_mean[d]) / units.state_std[d] for d in range(dim)]
 
-    of_rewards, of_changes, of_ends, of_returns, delta, returns = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    of_rewards, of_changes, of_ends, of_returns, delta, returns, squares = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     n_told, n_passed, over = 0, 0, False
     for start, expected in walk(predict, state, window.actions, length, relative_change):
         for k in range(len(expected.ended)):
             if over:
                 break
             for j in range(k * every, (k + 1) * every):
-                error = expected.rewards[j] - (window.rewards[n_passed + j] - units.reward_mean) / units.reward_std
-                of_rewards += error**2
+                reward = window.rewards[n_passed + j]
+                if window.terminated[n_told + k] == 1.0:
+                    error = expected.end_rewards[j] - (reward - units.end_reward_mean) / units.end_reward_std
+                    of_rewards += error**2
+                else:
+                    error = expected.rewards[j] - (reward - units.reward_mean) / units.reward_std
+                    of_rewards += huber(error)
                 delta += abs(error)
             for d in range(dim):
                 # In standard deviations of a change: what is left of the way to the state that came.
                 way = (window.next_states[n_told + k][d] - origin[d]) / units.change_std[d]
                 left = way - (start[d] - state[d]) / relative_change[d]
-                of_changes += (expected.state_change[k][d] - left) ** 2
+                squares += (expected.state_change[k][d] - left) ** 2
+                of_changes += huber(expected.state_change[k][d] - left)
             # The surprise -log p of what happened; 1 / p = 1 + exp(-logit) of an end, 1 + exp(logit) of none.
             logit = 4.0 * expected.ended[k] - 4.0
             of_ends += math.log1p(math.exp(-logit if window.terminated[n_told + k] == 1.0 else logit))
@@ -231,6 +250,6 @@ def window_errors(
             over = window.terminated[n_told + k] == 1.0
         n_told += len(expected.ended)
         n_passed += length
-    state_loss = of_changes / (n_milestones * dim)
-    loss = of_rewards / n_steps + state_loss + (of_ends + of_returns) / n_milestones
-    return PlainErrors(loss, delta, returns / n_milestones, state_loss)
+    n_changes = n_milestones * dim
+    loss = of_rewards / n_steps + of_changes / n_changes + (of_ends + of_returns) / n_milestones
+    return PlainErrors(loss, delta, returns / n_milestones, squares / n_changes)

@@ -27,9 +27,10 @@ def inputs(n_groups: int, batch: int = BATCH, dtype: th.dtype = th.float64) -> t
 
 
 def by_step(prediction: WindowPrediction) -> th.Tensor:
-    """As the head puts it out after each step: reward, change of state, end, return, shape (g, b, t, 1 + d + 2)."""
-    rewards, ended, tail = (part.unsqueeze(-1) for part in (prediction.rewards, prediction.ended, prediction.return_to_go))
-    return th.cat([rewards, prediction.state_change, ended, tail], dim=-1)
+    """As the head puts it out after each step: reward, change of state, end, return, reward if it is the end."""
+    told = prediction.rewards, prediction.ended, prediction.return_to_go, prediction.end_rewards
+    rewards, ended, tail, end_rewards = (part.unsqueeze(-1) for part in told)
+    return th.cat([rewards, prediction.state_change, ended, tail, end_rewards], dim=-1)
 
 
 # Plain loops
@@ -54,7 +55,7 @@ def test_equals_plain_loops(net_arch, n_heads, chosen, dropout):
     state, actions = inputs(MEMBERS if chosen is None else len(chosen))
     layers = ensemble.members(None if chosen is None else th.tensor(chosen), np.random.default_rng(3))
     outputs = by_step(ensemble(state, actions, layers))
-    assert outputs.shape == (len(state), BATCH, LENGTH, 1 + STATE_DIM + 2)
+    assert outputs.shape == (len(state), BATCH, LENGTH, 1 + STATE_DIM + 3)
     for group in range(len(state)):
         for row in range(BATCH):
             expected = oracle_window(layers, group, n_heads, state[group, row].tolist(), actions[group, row].tolist())

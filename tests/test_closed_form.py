@@ -54,7 +54,7 @@ def make_case(
 
     n_milestones = (1 if kind == "mlp" else length) if n_milestones is None else n_milestones
     if kind == "mlp":
-        sizes = [dim + length * action_dim, *widths, length + n_milestones * (dim + 2)]
+        sizes = [dim + length * action_dim, *widths, 2 * length + n_milestones * (dim + 2)]
         shapes = list(itertools.pairwise(sizes))
     else:
         shapes, n_inputs = [], action_dim
@@ -62,7 +62,7 @@ def make_case(
             shapes += [(dim, width)] * (2 if kind == "lstm" else 1)
             shapes += [(n_inputs, N_GATES[kind] * width), (width, N_GATES[kind] * width)]
             n_inputs = width
-        shapes.append((n_inputs, 1 + dim + 2))
+        shapes.append((n_inputs, 1 + dim + 3))
     horizon, gamma = length * n_windows, 0.9
     return Case(
         kind=kind,
@@ -70,7 +70,7 @@ def make_case(
         weights=[uniform(n_members, n_in, n_out) * 1.5 / n_in**0.5 for n_in, n_out in shapes],
         biases=[uniform(n_members, 1, n_out) * 0.5 for _, n_out in shapes],
         widths=list(widths),
-        units=Units(uniform(dim, low=0.5, high=2.0), *(uniform(1, low=0.5, high=1.5) for _ in range(4))),
+        units=Units(uniform(dim, low=0.5, high=2.0), *(uniform(1, low=0.5, high=1.5) for _ in range(6))),
         goal=Goal(
             aim=aim,
             reward=uniform(n_members),
@@ -133,7 +133,10 @@ def plans_for(case, n_groups, n_plans, seed=0, scale=1.0):
 
 
 def expected_of_window(case, member, missing, state, actions):
-    """Rewards (b, t), change of state at the end (b, d), ends at the milestones (b, K), return-to-go at the end (b,)."""
+    """
+    Rewards (b, t), change of state at the end (b, d), ends at the milestones (b, K), return-to-go at the end (b,), and
+    rewards if the episode ends (b, t).
+    """
     act, dim, t, n_ends = ACTIVATIONS[case.activation], state.shape[-1], case.length, case.n_milestones
 
     def linear(k, x):
@@ -148,7 +151,8 @@ def expected_of_window(case, member, missing, state, actions):
             x = thinned(k, act(linear(k, x)))
         outputs = linear(len(case.widths), x)
         changes = outputs[:, t : t + n_ends * dim].unflatten(-1, (n_ends, dim))
-        return outputs[:, :t], changes[:, -1], outputs[:, t + n_ends * dim : -n_ends], outputs[:, -1]
+        ends, returns, if_ended = outputs[:, t + n_ends * dim :].split([n_ends, n_ends, t], dim=-1)
+        return outputs[:, :t], changes[:, -1], ends, returns[:, -1], if_ended
     n_memories = 2 if case.kind == "lstm" else 1
     inputs = list(actions.unbind(dim=1))
     for layer in range(len(case.widths)):
@@ -176,7 +180,8 @@ def expected_of_window(case, member, missing, state, actions):
             inputs[step] = thinned(layer, hidden)
     outputs = th.stack([linear(-1, x) for x in inputs], dim=1)
     spacing = t // n_ends
-    return outputs[..., 0], outputs[:, -1, 1:-2], outputs[:, spacing - 1 :: spacing, -2], outputs[:, -1, -1]
+    ends = outputs[:, spacing - 1 :: spacing, -3]
+    return outputs[..., 0], outputs[:, -1, 1:-3], ends, outputs[:, -1, -2], outputs[..., -1]
 
 
 def imagined(case, state, actions, member, missing=None):
@@ -184,11 +189,14 @@ def imagined(case, state, actions, member, missing=None):
     units, spacing = case.units, case.length // case.n_milestones
     alive, rewards = th.ones(len(actions), dtype=actions.dtype), []
     for window in th.split(actions, case.length, dim=1):
-        raw, change, ended, return_to_go = expected_of_window(case, member, missing, state, window)
+        raw, change, ended, return_to_go, if_ended = expected_of_window(case, member, missing, state, window)
         for k in range(case.length):
-            rewards.append(alive * (raw[:, k] * units.reward_std + units.reward_mean))
+            end = (4.0 * ended[:, k // spacing] - 4.0).sigmoid()
+            goes_on = raw[:, k] * units.reward_std + units.reward_mean
+            ends = if_ended[:, k] * units.end_reward_std + units.end_reward_mean
+            rewards.append(alive * ((1.0 - end) * goes_on + end * ends))
             if (k + 1) % spacing == 0:
-                alive = alive * (1.0 - (4.0 * ended[:, k // spacing] - 4.0).sigmoid())
+                alive = alive * (1.0 - end)
         state = (state + change * units.relative_change).clamp(-LIMIT, LIMIT)
     return th.stack(rewards, dim=1), alive * (return_to_go * units.return_std + units.return_mean)
 

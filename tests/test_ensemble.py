@@ -33,7 +33,8 @@ def separate_nets(ensemble: MlpEnsemble, activation_fn: type[nn.Module]) -> list
 def concatenated(prediction: WindowPrediction) -> th.Tensor:
     """As one output vector, in the order of the net's last layer: milestones lie side by side."""
     changes = prediction.state_change.flatten(start_dim=2)
-    return th.cat([prediction.rewards, changes, prediction.ended, prediction.return_to_go], dim=-1)
+    told = prediction.rewards, changes, prediction.ended, prediction.return_to_go, prediction.end_rewards
+    return th.cat(told, dim=-1)
 
 
 def inputs(n_groups: int, batch: int, seed: int = 1) -> tuple[th.Tensor, th.Tensor]:
@@ -202,13 +203,13 @@ def test_thinning_keeps_the_expectation():
 def test_one_milestone_is_the_default():
     ensemble = MlpEnsemble(STATE_DIM, ACTION_DIM, LENGTH, MEMBERS, (16,), nn.SiLU, 0.0)
     assert ensemble.n_milestones == 1
-    assert ensemble.weights[-1].shape[-1] == LENGTH + STATE_DIM + 2
+    assert ensemble.weights[-1].shape[-1] == 2 * LENGTH + STATE_DIM + 2
 
 
 def test_milestones_are_told_in_their_order():
     # A net without hidden layers whose outputs are its biases: output k is the number k.
     ensemble = make_ensemble((), n_milestones=2)
-    n_outputs = LENGTH + 2 * (STATE_DIM + 2)
+    n_outputs = 2 * LENGTH + 2 * (STATE_DIM + 2)
     with th.no_grad():
         ensemble.weights[0].zero_()
         ensemble.biases[0].copy_(th.arange(float(n_outputs)).expand(MEMBERS, 1, -1))
@@ -217,6 +218,7 @@ def test_milestones_are_told_in_their_order():
     assert prediction.state_change[0, 0].tolist() == [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
     assert prediction.ended[0, 0].tolist() == [10.0, 11.0]
     assert prediction.return_to_go[0, 0].tolist() == [12.0, 13.0]
+    assert prediction.end_rewards[0, 0].tolist() == [14.0, 15.0, 16.0, 17.0]
 
 
 @pytest.mark.parametrize("n_milestones", [0, -1, 3, 5, 8])

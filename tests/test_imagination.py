@@ -18,7 +18,8 @@ def make_plans(kind: type[Ensemble], n_milestones: int) -> tuple[Ensemble, th.Te
     """Members that expect ends below 0, between 0 and 1 and above 1, at states within and beyond their limit."""
     th.manual_seed(0)
     ensemble = kind(DIM, ACTION_DIM, LENGTH, M, [6, 5], nn.SiLU, dropout=0.0, n_milestones=n_milestones).double()
-    ends = slice(-2, -1) if kind is GruEnsemble else slice(-2 * n_milestones, -n_milestones)
+    first = 1 + DIM if kind is GruEnsemble else LENGTH + n_milestones * DIM
+    ends = slice(first, first + (1 if kind is GruEnsemble else n_milestones))
     ensemble.weights[-1].data *= 3.0
     ensemble.weights[-1].data[..., ends] *= 2.0
     ensemble.biases[-1].data[..., ends] = 0.4
@@ -27,7 +28,8 @@ def make_plans(kind: type[Ensemble], n_milestones: int) -> tuple[Ensemble, th.Te
     state[:, 0, 0], state[:, 1, 1] = STATE_LIMIT + 5.0, -STATE_LIMIT - 5.0
     actions = th.randn(M, BATCH, N_WINDOWS * LENGTH, ACTION_DIM, dtype=th.float64)
     relative_change = th.tensor([0.3, 1.0, 40.0], dtype=th.float64)
-    return ensemble, state, actions, Units(relative_change, *th.tensor([[5.0], [2.0], [-30.0], [9.0]], dtype=th.float64))
+    of_rewards = th.tensor([[5.0], [2.0], [-30.0], [9.0], [-7.0], [3.0]], dtype=th.float64)
+    return ensemble, state, actions, Units(relative_change, *of_rewards)
 
 
 def plain_member(ensemble: Ensemble, i: int) -> oracle.Predict:
@@ -63,6 +65,19 @@ def test_what_is_imagined_equals_plain_loops(kind, n_milestones):
 
 @every_milestone
 @both_kinds
+def test_an_end_is_paid_once(kind, n_milestones):
+    """However fuzzy the time of an end is, what it brings cannot be had more than once: plans must not live on that."""
+    ensemble, state, actions, _ = make_plans(kind, n_milestones)
+    ones, zeros = th.ones(1, dtype=th.float64), th.zeros(1, dtype=th.float64)
+    units = Units(th.full((DIM,), 0.1, dtype=th.float64), zeros, zeros, zeros, zeros, 100.0 * ones, zeros)
+    every = LENGTH // n_milestones
+    rewards = imagine(ensemble, state, actions, ensemble.members(), units).rewards[..., ::every]
+    assert (rewards.sum(dim=-1) <= 100.0 + 1e-9).all()
+    assert rewards.sum(dim=-1).max() > 90.0
+
+
+@every_milestone
+@both_kinds
 def test_members_go_on_from_the_state_that_they_expect(kind, n_milestones):
     ensemble, state, actions, units = make_plans(kind, n_milestones)
     steps = list(unroll(ensemble, state, actions, ensemble.members(), units.relative_change))
@@ -79,7 +94,7 @@ def test_members_go_on_from_the_state_that_they_expect(kind, n_milestones):
             walked = oracle.walk(plain_member(ensemble, i), state[i, k].tolist(), actions[i, k].tolist(), LENGTH, change)
             for (start, expected), step in zip(walked, steps, strict=True):
                 assert step.start[i, k].tolist() == pytest.approx(start, rel=1e-10, abs=1e-10)
-                for name in ("rewards", "ended", "return_to_go"):
+                for name in ("rewards", "ended", "return_to_go", "end_rewards"):
                     assert getattr(step.expected, name)[i, k].tolist() == pytest.approx(getattr(expected, name), rel=1e-10)
                 changes = step.expected.state_change[i, k].tolist()
                 assert changes == [pytest.approx(row, rel=1e-10, abs=1e-10) for row in expected.state_change]

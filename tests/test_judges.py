@@ -227,7 +227,7 @@ def learn_returns(policy: EnsemblePolicy) -> None:
 
 
 def replace_a_buffer(policy: EnsemblePolicy) -> None:
-    policy.scales.reward.std = policy.scales.reward.std * 2.0
+    policy.scales.step_reward.std = policy.scales.step_reward.std * 2.0
 
 
 def desire(policy: EnsemblePolicy) -> None:

@@ -54,9 +54,10 @@ def make_ensemble(kind: str, n_milestones: int, n_members: int = M, activation_f
 def make_scales(seed: int = 0) -> Scales:
     scales, rng = Scales(DIM).double(), np.random.default_rng(seed)
     states, changes = rng.normal([1.0, -3.0], [2.0, 0.5], (50, DIM)), rng.normal(0.0, [1.0, 0.2], (50, DIM))
-    scales.learn_windows(
-        th.as_tensor(states), th.as_tensor(changes)[:, None], th.as_tensor(rng.normal(5.0, 3.0, (50, LENGTH)))
-    )
+    ends = th.zeros(50, 1, dtype=th.float64)
+    ends[:15] = 1.0
+    rewards = th.as_tensor(rng.normal(5.0, 3.0, (50, LENGTH)))
+    scales.learn_windows(th.as_tensor(states), th.as_tensor(changes)[:, None], rewards + 4.0 * ends, ends)
     scales.learn_returns(th.as_tensor(rng.normal(-10.0, 7.0, 50)), th.as_tensor(rng.uniform(0.0, 1.0, 50)))
     return scales
 
@@ -66,10 +67,12 @@ def plain_units(scales: Scales) -> oracle.PlainUnits:
         scales.state.mean.tolist(),
         scales.state.std.tolist(),
         scales.state_change.std.tolist(),
-        scales.reward.mean.item(),
-        scales.reward.std.item(),
+        scales.step_reward.mean.item(),
+        scales.step_reward.std.item(),
         scales.return_to_go.mean.item(),
         scales.return_to_go.std.item(),
+        scales.end_reward.mean.item(),
+        scales.end_reward.std.item(),
     )
 
 
@@ -214,12 +217,19 @@ def test_errors_by_hand_of_members_that_expect_nothing():
     )
     states = windows.observations, windows.next_observations
     errors = window_errors(ensemble, ensemble.members(), scales, windows, *states, return_weight=0.1)
-    # Squared errors of (rewards) + (state) + (end) + (return)
-    assert errors.losses.item() == pytest.approx(14.0 / 4 + (1.0 + 9.0) / 2 + math.log(1.0 + math.exp(4.0)) + 0.1 * 0.5 * 36.0)
+    # (rewards, squared where an episode ends) + (state, 1 and, as it is more than 1, 2 * 3 - 1) + (end) + (return)
+    of_end, of_return = math.log(1.0 + math.exp(4.0)), 0.1 * 0.5 * 36.0
+    assert errors.losses.item() == pytest.approx(14.0 / 4 + (1.0 + 5.0) / 2 + of_end + of_return)
     # delta_ik of the paper: absolute errors of the rewards, summed over the window
     assert errors.rewards.item() == pytest.approx(6.0)
     assert errors.returns.item() == pytest.approx(0.1 * 0.5 * 6.0)
     assert errors.states.item() == pytest.approx(5.0)
+    # Rewards of steps after which the episode goes on: 1, 2 * 2 - 1, 2 * 3 - 1 and 0.
+    goes_on = windows._replace(terminated=0.0 * ones)
+    errors = window_errors(ensemble, ensemble.members(), scales, goes_on, *states, return_weight=0.1)
+    of_no_end = math.log(1.0 + math.exp(-4.0))
+    assert errors.losses.item() == pytest.approx(9.0 / 4 + (1.0 + 5.0) / 2 + of_no_end + of_return)
+    assert errors.rewards.item() == pytest.approx(6.0)
 
 
 # What does not count

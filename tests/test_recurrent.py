@@ -43,9 +43,10 @@ def inputs(n_groups: int, batch: int = BATCH) -> tuple[th.Tensor, th.Tensor]:
 
 
 def by_step(prediction: WindowPrediction) -> th.Tensor:
-    """As the head puts it out after each step: reward, change of state, end, return, shape (g, b, t, 1 + d + 2)."""
-    rewards, ended, tail = (part.unsqueeze(-1) for part in (prediction.rewards, prediction.ended, prediction.return_to_go))
-    return th.cat([rewards, prediction.state_change, ended, tail], dim=-1)
+    """As the head puts it out after each step: reward, change of state, end, return, reward if it is the end."""
+    told = prediction.rewards, prediction.ended, prediction.return_to_go, prediction.end_rewards
+    rewards, ended, tail, end_rewards = (part.unsqueeze(-1) for part in told)
+    return th.cat([rewards, prediction.state_change, ended, tail, end_rewards], dim=-1)
 
 
 def loaded_linear(weight: th.Tensor, bias: th.Tensor) -> nn.Linear:
@@ -82,7 +83,7 @@ class TorchMember(nn.Module):
         """
         :param state: Shape (b, d).
         :param actions: Shape (b, t, action_dim).
-        :return: Shape (b, t, 1 + d + 2).
+        :return: Shape (b, t, 1 + d + 3).
         """
         hidden = th.stack([self.activation(encoders[0](state)) for encoders in self.encoders])
         if isinstance(self.cells, nn.LSTM):
@@ -120,7 +121,7 @@ def test_outputs_and_gradients_on_actions_equal_torchs(kind, net_arch, members, 
         for weight in ensemble.weights:
             weight *= size
     outputs = by_step(ensemble(state, actions, ensemble.members(None if members is None else th.tensor(members))))
-    assert outputs.shape == (len(chosen), BATCH, LENGTH, 1 + STATE_DIM + 2)
+    assert outputs.shape == (len(chosen), BATCH, LENGTH, 1 + STATE_DIM + 3)
     assert outputs.dtype == dtype
     # A weight of its own for each output, so that outputs that changed places show in the gradient.
     weights = th.randn(outputs.shape, generator=th.Generator().manual_seed(2), dtype=dtype)

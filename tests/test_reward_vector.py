@@ -63,12 +63,14 @@ def make_agent(env: object = None, policy: str = "MlpEnsemblePolicy", **kwargs: 
 
 def columns_of(ensemble: th.nn.Module, component: int) -> list[int]:
     """Which outputs of the last layer a twin for that component alone has."""
-    if len(ensemble.weights[-1][0, 0]) == C + DIM + 1 + C:
-        return [component, *range(C, C + DIM + 1), C + DIM + 1 + component]
+    if len(ensemble.weights[-1][0, 0]) == C + DIM + 1 + C + C:
+        return [component, *range(C, C + DIM + 1), C + DIM + 1 + component, 2 * C + DIM + 1 + component]
     n_milestones = ensemble.n_milestones
     others = range(LENGTH * C, LENGTH * C + n_milestones * (DIM + 1))
     of_rewards = range(component, LENGTH * C, C)
-    return [*of_rewards, *others, *range(others.stop + component, others.stop + n_milestones * C, C)]
+    returns = range(others.stop + component, others.stop + n_milestones * C, C)
+    if_ended = range(others.stop + n_milestones * C + component, others.stop + (n_milestones + LENGTH) * C, C)
+    return [*of_rewards, *others, *returns, *if_ended]
 
 
 def make_twins(kind: str, n_milestones: int):
@@ -101,9 +103,9 @@ def make_scales(rewards: np.ndarray, returns: np.ndarray) -> Scales:
     scales, rng = Scales(DIM, rewards.shape[2:]).double(), np.random.default_rng(3)
     n = len(rewards)
     states, changes = rng.normal([1.0, -3.0], [2.0, 0.5], (n, DIM)), rng.normal(0.0, [1.0, 0.2], (n, 2, DIM))
-    alive = np.ones((n, 2))
-    alive[::5, 1] = 0.0
-    scales.learn_windows(*(th.as_tensor(part) for part in (states, changes, rewards, alive)))
+    ends = np.zeros((n, 2))
+    ends[::5], ends[1::5, 1] = 1.0, 1.0
+    scales.learn_windows(*(th.as_tensor(part) for part in (states, changes, rewards, ends)))
     weights = th.as_tensor(rng.uniform(0.1, 1.0, n))
     scales.learn_returns(th.as_tensor(returns), weights)
     scales.learn_best_return(th.as_tensor(returns + 1.0), weights)
@@ -125,7 +127,7 @@ def test_units_and_records_are_those_of_each_component():
     whole, parts = make_all_scales()
     assert whole.best_reward.shape == whole.best_return.shape == (C,)
     for k, part in enumerate(parts):
-        for name in ("reward", "return_to_go"):
+        for name in ("reward", "step_reward", "end_reward", "return_to_go"):
             for what in ("mean", "std"):
                 found, wanted = getattr(getattr(whole, name), what)[k], getattr(getattr(part, name), what)[0]
                 th.testing.assert_close(found, wanted, rtol=1e-12, atol=0.0, msg=f"{what} of {name}")
@@ -165,7 +167,7 @@ def test_members_imagine_each_component_as_if_it_were_alone(kind, n_milestones):
     generator = th.Generator().manual_seed(0)
     state = th.randn(M, BATCH, DIM, generator=generator, dtype=th.float64)
     actions = th.randn(M, BATCH, 2 * LENGTH, ACTION_DIM, generator=generator, dtype=th.float64)
-    change, of_rewards = th.tensor([0.5, 2.0], dtype=th.float64), th.randn(4, C, generator=generator, dtype=th.float64)
+    change, of_rewards = th.tensor([0.5, 2.0], dtype=th.float64), th.randn(6, C, generator=generator, dtype=th.float64)
     outcome = imagine(whole, state, actions, whole.members(), Units(change, *of_rewards))
     assert outcome.rewards.shape == (M, BATCH, 2 * LENGTH, C)
     assert outcome.return_to_go.shape == (M, BATCH, C)
@@ -229,7 +231,7 @@ def test_error_of_a_plan_is_the_mean_over_the_components(aim, desired, return_we
     discounts = gamma ** th.arange(LENGTH, dtype=th.float64)
 
     def distance(ensemble, units, goal_of):
-        of_rewards = (units.reward.mean, units.reward.std, units.return_to_go.mean, units.return_to_go.std)
+        of_rewards = [x for part in (units.step_reward, units.return_to_go, units.end_reward) for x in (part.mean, part.std)]
         outcome = imagine(ensemble, state, actions, ensemble.members(), Units(units.relative_change, *of_rewards))
         goal = make_goal(aim, goal_of, M, units, discounts, gamma, return_weight)
         # Of some members as of all, so that each judges by what it desires itself.
@@ -316,7 +318,7 @@ def distances(model: RGRL, goal: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("policy", ["MlpEnsemblePolicy", "GruEnsemblePolicy", "AttentionEnsemblePolicy"])
 def test_members_of_each_kind_learn_plan_and_tell_what_they_expect(policy):
-    model = make_agent(policy=policy, desired_reward=[[0.3, -0.5], [0.1, 0.2]]).learn(50)
+    model = make_agent(policy=policy, desired_reward=[[0.3, -0.5], [0.1, 0.2]], action_repeat=1).learn(50)
     assert model._n_updates > 0
     obs = np.zeros((3, 2), dtype=np.float32)
     plan = model.policy.plan(obs)

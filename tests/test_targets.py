@@ -105,6 +105,48 @@ def test_standardizer_keeps_up_over_many_small_updates():
     assert float(standardizer.std) == pytest.approx(everything.std(), rel=1e-3)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_robust_units_are_those_of_what_is_usual(centred, chunked):
+    rng, n = np.random.default_rng(3), 2000
+    rows = np.float32(rng.normal([0.0, 0.0, 30.0], [2.0, 2.0, 0.5], (n, 3)))
+    # One number of 200 is a hundred times as large.
+    rows[::200, 1] *= 100.0
+    weights = rng.uniform(0.1, 1.0, n)
+    plain, robust = Standardizer(3, centred), Standardizer(3, centred, robust=True)
+    for chunk in random_chunks(n, rng) if chunked else [slice(0, n)]:
+        for standardizer in (plain, robust):
+            standardizer.update(th.as_tensor(rows[chunk]), th.as_tensor(weights[chunk]))
+    of_normal = np.sqrt(np.pi / 2) * np.average(np.abs(rows.astype(np.float64)), axis=0, weights=weights)
+    np.testing.assert_allclose(robust.std.numpy(), np.minimum(plain.std.numpy(), of_normal), rtol=1e-5)
+    np.testing.assert_allclose(robust.mean.numpy(), plain.mean.numpy())
+    # Normal numbers have their standard deviation, outliers hardly count, and large numbers close together stay apart.
+    assert robust.std[0].item() == pytest.approx(2.0, rel=0.1)
+    assert robust.std[1].item() < 4.0 < 12.0 < plain.std[1].item()
+    assert robust.std[2].item() == pytest.approx(0.5 if centred else 30.0, rel=0.1)
+    robust.forget()
+    robust.update(th.as_tensor(rows[:, :1].repeat(3, axis=1)))
+    assert robust.std[1].item() == pytest.approx(2.0, rel=0.1)
+
+
+def test_what_ends_bring_has_units_of_its_own():
+    scales, rng = Scales(1), np.random.default_rng(0)
+    states, ends = th.zeros(400, 1), th.zeros(400, 2)
+    ends[:20], ends[20:40, 1] = 1.0, 1.0
+    rewards = np.float32(rng.normal(0.5, 0.1, (400, 4)))
+    # Windows of two halves. The first 20 end in the first half, and what they tell of the second one is nothing.
+    rewards[:20, :2], rewards[:20, 2:], rewards[20:40, 2:] = -100.0, 7.0, 50.0
+    scales.learn_windows(states, states[:, None].repeat(1, 2, 1), th.as_tensor(rewards), ends)
+    going_on = np.concatenate([rewards[20:, :2].ravel(), rewards[40:, 2:].ravel()])
+    assert scales.step_reward.mean.item() == pytest.approx(going_on.mean(), rel=1e-5)
+    assert scales.step_reward.std.item() == pytest.approx(going_on.std(), rel=1e-4)
+    assert scales.end_reward.mean.item() == pytest.approx(-25.0)
+    assert scales.end_reward.std.item() == pytest.approx(75.0)
+    every = np.concatenate([going_on, np.full(40, -100.0), np.full(40, 50.0)])
+    assert scales.reward.mean.item() == pytest.approx(every.mean(), rel=1e-5)
+    assert scales.reward.std.item() == pytest.approx(every.std(), rel=1e-4)
+
+
 def test_not_centred_keeps_zero_at_zero():
     standardizer = Standardizer(1, centred=False)
     standardizer.update(th.tensor([[3.0], [4.0], [5.0]]))
@@ -222,6 +264,7 @@ class Climb(gym.Env):
 def test_records_and_units_do_not_depend_on_how_returns_age(recency):
     settings = {"learning_starts": 30, "train_freq": 30, "gradient_steps": 1, "plan_horizon": 6, "sequence_length": 3}
     settings |= {"ensemble_size": 2, "n_candidates": 2, "n_plan_iterations": 1, "policy_kwargs": {"net_arch": [8]}}
+    settings |= {"action_repeat": 1}
     model = RGRL("MlpEnsemblePolicy", Climb(), seed=0, replay_buffer_kwargs={"return_recency": recency}, **settings)
     model.learn(60)
     scales = model.policy.scales

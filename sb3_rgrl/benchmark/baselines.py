@@ -64,19 +64,24 @@ class AutogradPlanner(ABC):
         :return: Error E(r*, f(W_i, (s, a))) of each plan, shape (m, b).
         """
 
-    def distance(self, rewards: th.Tensor, ended: th.Tensor, return_to_go: th.Tensor, total: th.Tensor) -> th.Tensor:
+    def distance(
+        self, rewards: th.Tensor, ended: th.Tensor, return_to_go: th.Tensor, end_rewards: th.Tensor, total: th.Tensor
+    ) -> th.Tensor:
         """
-        :param rewards: Standardised rewards of whole plans, shape (..., T).
+        :param rewards: Standardised rewards of whole plans while they go on, shape (..., T).
         :param ended: Predicted ends at N milestones, evenly spaced over the plan, shape (..., N).
         :param return_to_go: Standardised return after the plan, shape (...).
+        :param end_rewards: Standardised rewards if the episode ends by the next milestone, shape (..., T).
         :param total: Desired return, to broadcast against the error.
         :return: Error of each plan, shape (...).
         """
         units, goal = self.units, self.goal
         left = th.sigmoid(-end_logit(ended)).cumprod(dim=-1)
         before = th.cat([th.ones_like(left[..., :1]), left[..., :-1]], dim=-1)
-        alive = before.repeat_interleave(rewards.shape[-1] // ended.shape[-1], dim=-1)
-        reached = (alive * (rewards * units.reward_std + units.reward_mean) * goal.discounts).sum(dim=-1)
+        n_steps = rewards.shape[-1] // ended.shape[-1]
+        alive, end = (part.repeat_interleave(n_steps, dim=-1) for part in (before, th.sigmoid(end_logit(ended))))
+        on, off = rewards * units.reward_std + units.reward_mean, end_rewards * units.end_reward_std + units.end_reward_mean
+        reached = (alive * (on + end * (off - on)) * goal.discounts).sum(dim=-1)
         if goal.return_weight > 0:
             tail = left[..., -1] * (return_to_go * units.return_std + units.return_mean)
             reached = reached + goal.final_discount * tail
@@ -102,13 +107,15 @@ class BatchedMlpPlanner(AutogradPlanner):
         missing = ensemble.draw_missing(n_members, generator) or []
         kept = [th.from_numpy(~gone).float().unsqueeze(1) / (1.0 - ensemble.dropout) for gone in missing]
         state = self.states.repeat(n_plans // len(self.states), 1).expand(n_members, -1, -1)
-        rewards, ends, t, d = [], [], ensemble.sequence_length, ensemble.state_dim
+        rewards, ends, if_ended, t, d = [], [], [], ensemble.sequence_length, ensemble.state_dim
         for window in th.split(th.softmax(preactivated, dim=-1), t, dim=2):
             outputs = self._pass(th.cat([state, window.flatten(start_dim=2)], dim=-1), kept)
             rewards.append(outputs[..., :t])
             ends.append(outputs[..., t + d : t + d + 1])
+            if_ended.append(outputs[..., t + d + 2 :])
             state = self.next_state(state, outputs[..., t : t + d])
-        return self.distance(th.cat(rewards, -1), th.cat(ends, -1), outputs[..., -1], self.goal.total[:, None])
+        told = th.cat(rewards, -1), th.cat(ends, -1), outputs[..., t + d + 1], th.cat(if_ended, -1)
+        return self.distance(*told, self.goal.total[:, None])
 
     def _pass(self, x: th.Tensor, kept: Sequence[th.Tensor]) -> th.Tensor:
         last = len(self.weights) - 1
@@ -153,14 +160,16 @@ class LoopedGruPlanner(AutogradPlanner):
     def _error_of(self, i: int, actions: th.Tensor) -> th.Tensor:
         encoder, gru, head = self.members[i]
         state = self.states.repeat(len(actions) // len(self.states), 1)
-        rewards, ends = [], []
+        rewards, ends, if_ended = [], [], []
         for window in th.split(actions, self.ensemble.sequence_length, dim=1):
             hidden, _ = gru(window, self.activation(encoder(state))[None])
             outputs = head(hidden)
             rewards.append(outputs[..., 0])
-            ends.append(outputs[..., -2])
-            state = self.next_state(state, outputs[:, -1, 1:-2])
-        return self.distance(th.cat(rewards, -1), th.cat(ends, -1), outputs[:, -1, -1], self.goal.total[i])
+            ends.append(outputs[..., -3])
+            if_ended.append(outputs[..., -1])
+            state = self.next_state(state, outputs[:, -1, 1:-3])
+        told = th.cat(rewards, -1), th.cat(ends, -1), outputs[:, -1, -2], th.cat(if_ended, -1)
+        return self.distance(*told, self.goal.total[i])
 
 
 def _linear(weight: th.Tensor, bias: th.Tensor) -> nn.Linear:

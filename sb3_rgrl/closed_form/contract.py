@@ -21,6 +21,8 @@ class Units(NamedTuple):
     reward_std: Array
     return_mean: Array
     return_std: Array
+    end_reward_mean: Array
+    end_reward_std: Array
     """Each of shape (1,)."""
 
 

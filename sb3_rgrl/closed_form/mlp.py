@@ -14,7 +14,7 @@ from sb3_rgrl.closed_form.survival import Survival
 class MlpClosedForm(ClosedForm):
     """
     Members that take a whole window in one pass: inputs (state | a_1 .. a_t), hidden layers, one at least, outputs
-    (r_1 .. r_t | K changes of state | K ends | K returns-to-go).
+    (r_1 .. r_t | K changes of state | K ends | K returns-to-go | r_1 .. r_t if the episode ends).
 
     What is linear is folded into the weights before a decision. Into the last layer: the units, discounted sums of rewards,
     and leaving out what unrolling does not need (states and returns at earlier milestones). Into the first layer: its bias,
@@ -78,7 +78,8 @@ class MlpClosedForm(ClosedForm):
     def _what_is_wanted(self, units: Units, discounts: Array | None, dtype: DTypeLike) -> tuple[Array, Array]:
         """
         :return: The matrix, shape (outputs, wanted), and the offset, shape (wanted,), that make
-            (rewards | change of state | ends | return-to-go) in units of use out of a member's outputs.
+            (rewards | change of state | ends | return-to-go | rewards if the episode ends) in units of use out of a member's
+            outputs.
         """
         n_steps, dim, n_ends = self.sequence_length, self.state_dim, self.n_milestones
         spacing = n_steps // n_ends
@@ -86,17 +87,22 @@ class MlpClosedForm(ClosedForm):
         of_segment = np.eye(spacing) if discounts is None else np.reshape(discounts[:spacing], (spacing, 1))
         self.n_rewards = of_segment.shape[1]
         n_sums, ends = n_ends * self.n_rewards, n_steps + n_ends * dim
-        wanted = np.zeros((n_steps + n_ends * (dim + 2), n_sums + dim + n_ends + 1), dtype)
+        tail, if_ended = n_sums + dim + n_ends, ends + 2 * n_ends
+        wanted = np.zeros((if_ended + n_steps, tail + 1 + n_sums), dtype)
         offset = np.zeros(wanted.shape[1], dtype)
+        of_rewards = (0, 0, units.reward_mean, units.reward_std)
+        of_end_rewards = (if_ended, tail + 1, units.end_reward_mean, units.end_reward_std)
         for k in range(n_ends):
-            rows, columns = slice(k * spacing, (k + 1) * spacing), slice(k * self.n_rewards, (k + 1) * self.n_rewards)
-            wanted[rows, columns] = of_segment * units.reward_std
-            offset[columns] = of_segment.sum(axis=0) * units.reward_mean
+            for row, column, mean, std in (of_rewards, of_end_rewards):
+                rows = slice(row + k * spacing, row + (k + 1) * spacing)
+                columns = slice(column + k * self.n_rewards, column + (k + 1) * self.n_rewards)
+                wanted[rows, columns] = of_segment * std
+                offset[columns] = of_segment.sum(axis=0) * mean
             wanted[ends + k, n_sums + dim + k] = 1.0
         for k in range(dim):
             wanted[ends - dim + k, n_sums + k] = units.relative_change[k]
-        wanted[-1, -1:] = units.return_std
-        offset[-1:] = units.return_mean
+        wanted[if_ended - 1, tail : tail + 1] = units.return_std
+        offset[tail : tail + 1] = units.return_mean
         return wanted, offset
 
     def ask(self, chosen: Array | None = None, missing: Sequence[Array | None] | None = None) -> None:
@@ -278,14 +284,17 @@ class _Work:
         return by_column
 
     @staticmethod
-    def _told_by(outputs: Array, form: MlpClosedForm) -> tuple[Array, Array, Array]:
+    def _told_by(outputs: Array, form: MlpClosedForm) -> tuple[Array, Array, Array, Array]:
         """
-        :return: Views of the rewards, shape (W, K, g, b, S), the ends, shape (W, K, g, b), and the last return-to-go,
-            shape (g, b).
+        :return: Views of the rewards, shape (W, K, g, b, S), the ends, shape (W, K, g, b), the last return-to-go, shape
+            (g, b), and the rewards if the episode ends, in the shape of the others.
         """
         n_sums, n_ends = form.n_milestones * form.n_rewards, form.n_milestones
-        rewards = outputs[..., :n_sums].reshape(*outputs.shape[:-1], n_ends, form.n_rewards)
-        return np.moveaxis(rewards, 3, 1), np.moveaxis(outputs[..., n_sums + form.state_dim : -1], 3, 1), outputs[-1, ..., -1]
+        first_end, tail = n_sums + form.state_dim, n_sums + form.state_dim + n_ends
+        by_segment = (*outputs.shape[:-1], n_ends, form.n_rewards)
+        rewards, end_rewards = outputs[..., :n_sums].reshape(by_segment), outputs[..., tail + 1 :].reshape(by_segment)
+        ends, last_return = np.moveaxis(outputs[..., first_end:tail], 3, 1), outputs[-1, ..., tail]
+        return np.moveaxis(rewards, 3, 1), ends, last_return, np.moveaxis(end_rewards, 3, 1)
 
     def with_biases_spread(self, layers: list[Linear]) -> list[Linear]:
         """

@@ -104,10 +104,11 @@ class RecurrentClosedForm(ClosedForm):
         :return: ``of_steps`` and ``of_end``, see :class:`_Net`, in units of use.
         """
         dim = self.state_dim
-        of_steps, of_end = [0, 1 + dim], [*range(1, 1 + dim), dim + 2]
-        scale, offset = np.ones(dim + 3, weight.dtype), np.zeros(dim + 3, weight.dtype)
-        scale[:1], scale[1 : 1 + dim], scale[-1:] = units.reward_std, units.relative_change, units.return_std
-        offset[:1], offset[-1:] = units.reward_mean, units.return_mean
+        of_steps, of_end = [0, 1 + dim, dim + 3], [*range(1, 1 + dim), dim + 2]
+        scale, offset = np.ones(dim + 4, weight.dtype), np.zeros(dim + 4, weight.dtype)
+        scale[:1], scale[1 : 1 + dim], scale[dim + 2 : dim + 3] = units.reward_std, units.relative_change, units.return_std
+        scale[-1:], offset[-1:] = units.end_reward_std, units.end_reward_mean
+        offset[:1], offset[dim + 2 : dim + 3] = units.reward_mean, units.return_mean
         weight, bias = weight * scale, bias * scale + offset
         return Linear.of(weight[..., of_steps], bias[..., of_steps]), Linear.of(weight[..., of_end], bias[..., of_end])
 
@@ -243,7 +244,7 @@ class _Work:
         self.states, self.d_states = room(n_windows, n_groups, batch, dim), room(n_windows, n_groups, batch, dim)
         self.ends, self.d_state_part = room(n_windows, n_groups, batch, dim), room(n_groups, batch, dim)
         self.at_end, self.d_at_end = room(n_groups, n_windows, batch, dim + 1), room(n_groups, n_windows, batch, dim + 1)
-        by_step, d_by_step = room(*shape, 2), room(*shape, 2)
+        by_step, d_by_step = room(*shape, 3), room(*shape, 3)
         flat = (n_groups, n_windows, n_steps * batch, -1)
         self.after_steps, self.d_after_steps = by_step.reshape(flat), d_by_step.reshape(flat)
         self.seen, self.d_seen = top.outputs.reshape(flat), top.d_outputs[:, :, 1:].reshape(flat)
@@ -252,15 +253,17 @@ class _Work:
         self.d_told = self._told_by(d_by_step, self.d_at_end, n_ends)
 
     @staticmethod
-    def _told_by(by_step: Array, at_end: Array, n_ends: int) -> tuple[Array, Array, Array]:
+    def _told_by(by_step: Array, at_end: Array, n_ends: int) -> tuple[Array, Array, Array, Array]:
         """
-        :return: Views of the rewards, shape (W, K, g, b, S), the ends at the milestones, shape (W, K, g, b), and the last
-            return-to-go, shape (g, b).
+        :return: Views of the rewards, shape (W, K, g, b, S), the ends at the milestones, shape (W, K, g, b), the last
+            return-to-go, shape (g, b), and the rewards if the episode ends, in the shape of the others.
         """
         n_groups, n_windows, n_steps, batch, _ = by_step.shape
         spacing = n_steps // n_ends
-        rewards = by_step[..., 0].reshape(n_groups, n_windows, n_ends, spacing, batch).transpose(1, 2, 0, 4, 3)
-        return rewards, by_step[:, :, spacing - 1 :: spacing, :, 1].transpose(1, 2, 0, 3), at_end[:, -1, :, -1]
+        by_segment = (n_groups, n_windows, n_ends, spacing, batch)
+        rewards, end_rewards = (by_step[..., k].reshape(by_segment).transpose(1, 2, 0, 4, 3) for k in (0, 2))
+        ends = by_step[:, :, spacing - 1 :: spacing, :, 1].transpose(1, 2, 0, 3)
+        return rewards, ends, at_end[:, -1, :, -1], end_rewards
 
     def take_in(self, state: Array, actions: Array) -> None:
         """

@@ -18,10 +18,12 @@ class Survival:
 
         alive_0 = 1,    alive_n+1 = alive_n (1 - e_n)
 
+    A reward is r = (1 - e_n) r_on + e_n r_end: what the step brings if the episode goes on, and if it ends in its segment.
     Rewards count by alive_n, the return-to-go by alive_N. Backward, let D_n be the gradient on alive_n: each reward r of
     the segment counts by it, and so does all that is alive later, hence with d the gradient on what counted ::
 
-        D_N = d_return * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1,    gradient on e_n = -alive_n D_n+1
+        D_N = d_return * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1
+        gradient on e_n = alive_n (sum(d * (r_end - r_on)) - D_n+1)
 
     and the gradient on the prediction is that times ``END_SLOPE`` e_n (1 - e_n).
 
@@ -42,7 +44,7 @@ class Survival:
         """Rewards as they count, shape (N, g, b, S)."""
         self.return_to_go = np.empty(shape, dtype)
         """Return-to-go as it counts, shape (g, b)."""
-        self._raw: tuple[Array, Array]
+        self._return_to_go: Array
         self._one, self._end_slope = np.array(1.0, dtype), np.array(END_SLOPE, dtype)
         self._minus_slope, self._largest_logit = np.array(-END_SLOPE, dtype), np.array(self.LARGEST_LOGIT, dtype)
         # One and the same memory, seen by segment or by window and milestone.
@@ -60,14 +62,19 @@ class Survival:
         self._products = np.empty_like(self.rewards) if self._sums_products else self._d_before[..., None]
         self._product = np.empty(shape, dtype)
         self._products_by_window = self._products.reshape(self._rewards.shape)
+        # Of a reward what more the end brings, all that is expected, and the gradient on the latter.
+        self._gap, self._mixed, self._d_mixed = (np.empty_like(self._rewards) for _ in range(3))
+        self._ends = np.empty(by_window, dtype)
+        self._ends_of_rewards, self._d_ends = self._ends[..., None], np.empty(by_window, dtype)
 
-    def forward(self, rewards: Array, ended: Array, return_to_go: Array) -> None:
+    def forward(self, rewards: Array, ended: Array, return_to_go: Array, end_rewards: Array) -> None:
         """
         :param rewards: In raw units, had the episode not ended, shape (W, K, g, b, S).
         :param ended: Predicted ends, as members tell them, shape (W, K, g, b).
         :param return_to_go: In raw units, had the episode not ended, shape (g, b).
+        :param end_rewards: Rewards in raw units if it ends in their segment, in their shape.
         """
-        self._raw = rewards, return_to_go
+        self._return_to_go = return_to_go
         # What is left is the logistic function of the negative logit: 1 / (1 + exp(logit)), in place.
         left = self._left_by_window
         np.subtract(ended, self._one, out=left)
@@ -77,30 +84,37 @@ class Survival:
         np.add(left, self._one, out=left)
         np.reciprocal(left, out=left)
         np.multiply.accumulate(self._left, axis=0, out=self._after)
-        np.multiply(self._weights, rewards, out=self._rewards)
+        np.subtract(self._one, left, out=self._ends)
+        np.subtract(end_rewards, rewards, out=self._gap)
+        np.multiply(self._gap, self._ends_of_rewards, out=self._mixed)
+        np.add(self._mixed, rewards, out=self._mixed)
+        np.multiply(self._weights, self._mixed, out=self._rewards)
         np.multiply(self._at_end, return_to_go, out=self.return_to_go)
 
-    def backward(self, d_rewards: Array, d_return: Array, out: tuple[Array, Array, Array]) -> None:
+    def backward(self, d_rewards: Array, d_return: Array, out: tuple[Array, Array, Array, Array]) -> None:
         """
         :param d_rewards: Gradient on :attr:`rewards`, in their shape.
         :param d_return: Gradient on :attr:`return_to_go`, in its shape.
         :param out: Where the gradient on each argument of :meth:`forward` is written.
         """
-        rewards, return_to_go = self._raw
-        out_rewards, out_ended, out_return = out
+        out_rewards, out_ended, out_return, out_end_rewards = out
         d_rewards = d_rewards.reshape(self._rewards.shape)
-        np.multiply(d_rewards, self._weights, out=out_rewards)
+        np.multiply(d_rewards, self._weights, out=self._d_mixed)
+        np.multiply(self._d_mixed, self._ends_of_rewards, out=out_end_rewards)
+        np.subtract(self._d_mixed, out_end_rewards, out=out_rewards)
         np.multiply(d_return, self._at_end, out=out_return)
-        np.multiply(d_rewards, rewards, out=self._products_by_window)
+        np.multiply(d_rewards, self._mixed, out=self._products_by_window)
         if self._sums_products:
             np.add.reduce(self._products, axis=-1, out=self._d_before)
-        np.multiply(d_return, return_to_go, out=self._d_at_end)
+        np.multiply(d_return, self._return_to_go, out=self._d_at_end)
         for d_alive, left, d_alive_later in self._recursion:
             np.multiply(left, d_alive_later, out=self._product)
             np.add(d_alive, self._product, out=d_alive)
         # The slope of a logistic function: e (1 - e).
-        np.subtract(self._one, self._left_by_window, out=self._slope)
-        np.multiply(self._slope, self._left_by_window, out=self._slope)
+        np.multiply(self._ends, self._left_by_window, out=self._slope)
         np.multiply(self._before, self._d_after, out=self._d_after)
+        np.multiply(self._d_mixed, self._gap, out=self._gap)
+        np.add.reduce(self._gap, axis=-1, out=self._d_ends)
+        np.subtract(self._d_after, self._d_ends, out=self._d_after)
         np.multiply(self._d_after, self._slope, out=self._d_after)
         np.multiply(self._d_after, self._minus_slope, out=out_ended)

@@ -72,7 +72,7 @@ class AttentionEnsemble(Ensemble):
             self.add_layer(width, width)
             self.add_layer(width, FEED_FORWARD_FACTOR * width)
             self.add_layer(FEED_FORWARD_FACTOR * width, width, fed_by=k)
-        self.add_layer(width, state_dim + 1 + 2 * self.n_rewards)
+        self.add_layer(width, state_dim + 1 + 3 * self.n_rewards)
         self.positions = nn.Parameter(0.02 * th.randn(n_members, 1, 1 + sequence_length, width))
         self.activation = activation_fn()
 

@@ -36,7 +36,7 @@ class WindowPrediction(NamedTuple):
     """
 
     rewards: th.Tensor
-    """r_1 .. r_t, shape (g, b, t, ``*reward_shape``)."""
+    """r_1 .. r_t while the episode goes on, shape (g, b, t, ``*reward_shape``)."""
     state_change: th.Tensor
     """Change of the state since the start of the window, shape (g, b, K, d)."""
     ended: th.Tensor
@@ -44,6 +44,8 @@ class WindowPrediction(NamedTuple):
     :func:`end_logit`. Shape (g, b, K)."""
     return_to_go: th.Tensor
     """Discounted return after that milestone, shape (g, b, K, ``*reward_shape``)."""
+    end_rewards: th.Tensor
+    """r_1 .. r_t if the episode ends by the milestone after them, shape (g, b, t, ``*reward_shape``)."""
 
 
 class Layer(NamedTuple):
@@ -170,17 +172,19 @@ class Ensemble(nn.Module, ABC):
 
     def of_steps(self, outputs: th.Tensor) -> WindowPrediction:
         """
-        Read what members put out after each step: reward, change of state, end, return-to-go.
+        Read what members put out after each step: reward, change of state, end, return-to-go, reward if it is the end.
 
-        :param outputs: Shape (g, b, t, c + d + 1 + c), where rewards have c components.
+        :param outputs: Shape (g, b, t, c + d + 1 + c + c), where rewards have c components.
         :return: The prediction, at this ensemble's milestones.
         """
         spacing = self.sequence_length // self.n_milestones
         at_milestones = outputs[..., spacing - 1 :: spacing, :]
         n = self.n_rewards
         rewards = self.as_rewards(outputs[..., :n], self.sequence_length)
-        returns = self.as_rewards(at_milestones[..., -n:], self.n_milestones)
-        return WindowPrediction(rewards, at_milestones[..., n : -n - 1], at_milestones[..., -n - 1], returns)
+        end_rewards = self.as_rewards(outputs[..., -n:], self.sequence_length)
+        ended = n + self.state_dim
+        returns = self.as_rewards(at_milestones[..., ended + 1 : -n], self.n_milestones)
+        return WindowPrediction(rewards, at_milestones[..., n:ended], at_milestones[..., ended], returns, end_rewards)
 
     def as_rewards(self, outputs: th.Tensor, n_steps: int) -> th.Tensor:
         """

@@ -51,7 +51,7 @@ class MlpEnsemble(Ensemble):
         super().__init__(
             state_dim, action_dim, sequence_length, n_members, n_milestones, dropout, weight_initializer, reward_shape
         )
-        n_outputs = sequence_length * self.n_rewards + n_milestones * (state_dim + 1 + self.n_rewards)
+        n_outputs = 2 * sequence_length * self.n_rewards + n_milestones * (state_dim + 1 + self.n_rewards)
         widths = [state_dim + sequence_length * action_dim, *net_arch, n_outputs]
         for k, (n_in, n_out) in enumerate(pairwise(widths)):
             self.add_layer(n_in, n_out, fed_by=k - 1 if k > 0 else None)
@@ -78,11 +78,12 @@ class MlpEnsemble(Ensemble):
             x = self.activation(layer(x))
         n_milestones = self.n_milestones
         n_of_rewards, n_of_returns = self.sequence_length * self.n_rewards, n_milestones * self.n_rewards
-        sizes = [n_of_rewards, n_milestones * self.state_dim, n_milestones, n_of_returns]
-        rewards, change, ended, return_to_go = th.split(members[-1](x), sizes, dim=-1)
+        sizes = [n_of_rewards, n_milestones * self.state_dim, n_milestones, n_of_returns, n_of_rewards]
+        rewards, change, ended, return_to_go, end_rewards = th.split(members[-1](x), sizes, dim=-1)
         return WindowPrediction(
             self.as_rewards(rewards, self.sequence_length),
             change.reshape(*change.shape[:-1], n_milestones, -1),
             ended,
             self.as_rewards(return_to_go, n_milestones),
+            self.as_rewards(end_rewards, self.sequence_length),
         )

@@ -69,7 +69,7 @@ class RecurrentEnsemble(Ensemble):
             self.add_layer(n_inputs, self.n_gates * width, fed_by=k - 1 if k > 0 else None, fan=width)
             self.add_layer(width, self.n_gates * width, fed_by=k, fan=width)
             n_inputs = width
-        self.add_layer(n_inputs, state_dim + 1 + 2 * self.n_rewards, fed_by=len(net_arch) - 1)
+        self.add_layer(n_inputs, state_dim + 1 + 3 * self.n_rewards, fed_by=len(net_arch) - 1)
         self.activation = activation_fn()
 
     def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
