@@ -141,8 +141,10 @@ GROUPS = {
         {f"trust={share:g}": {"policy_kwargs.return_trust": share} for share in (0.0, 0.3, 1.0)},
     ),
     "execute": Group(
-        "how many actions of a plan are executed", {f"execute={k}": {"policy_kwargs.execute_steps": k} for k in (1, 5)}
+        "for how many steps a plan is followed", {f"execute={k}": {"policy_kwargs.execute_steps": k} for k in (1, 5)}
     ),
+    "window": Group("how many actions members take in one pass", {f"window={t}": {"sequence_length": t} for t in (2, 5)}),
+    "repeat": Group("how many steps an action of a plan lasts", {f"repeat={k}": {"action_repeat": k} for k in (1, 2, 4)}),
     "hold": Group("probability that a random action is held", {f"hold={p:g}": {"random_action_hold": p} for p in (0.0, 0.9)}),
 }
 

@@ -57,6 +57,7 @@ VARIED = ("policy", "ensemble_size", "seed")
 SETTINGS: Settings = {
     # As there
     "sequence_length": 2,
+    "action_repeat": 1,
     "plan_horizon": 16,  # 15 to 25
     "dropout": 1e-3,
     "per_exponent": 1.0,
