@@ -75,6 +75,7 @@ SETTINGS: Settings = {
     "action_noise_correlation": 0.0,
     "action_learning_rate": 0.3,
     "policy_kwargs.warm_start": True,
+    "policy_kwargs.n_warm_iterations": 6,
     "policy_kwargs.execute_steps": 1,
     "exploration_candidates": 10,  # all of them: the paper executes the one it has
     # Each 10 episodes 2,000 updates with one window, with all priorities renewed each time. Here: as many updates as steps,

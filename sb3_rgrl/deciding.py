@@ -1,5 +1,6 @@
 """How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen."""
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,9 +166,12 @@ class DecidingPolicy(ExpectingPolicy):
         """
         :return: Iterations of each state, shape (n,); None: all have the same as ever.
         """
-        if self.n_warm_iterations is None:
+        n_cold, n_warm = self.planner.n_iterations, self.n_warm_iterations
+        if n_warm is None:
+            n_warm = math.ceil(n_cold / 3)
+        if not self.searcher.needs_gradients or n_warm >= n_cold:
             return None
-        n_iterations = np.full(n_states, min(self.n_warm_iterations, self.planner.n_iterations))
+        n_iterations = np.full(n_states, n_warm)
         if episode_start is not None:
             n_iterations[np.asarray(episode_start, dtype=bool)] = self.planner.n_iterations
         return n_iterations

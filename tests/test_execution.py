@@ -26,7 +26,8 @@ def observations(n: int, seed: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("n_warm", range(N_ITERATIONS + 1))
 def test_warm_decisions_stop_early_and_cold_ones_do_not(n_warm, fast_gradients):
     policies = [
-        make_policy(MlpEnsemblePolicy, "box", n_warm_iterations=k, fast_gradients=fast_gradients) for k in (n_warm, None)
+        make_policy(MlpEnsemblePolicy, "box", n_warm_iterations=k, fast_gradients=fast_gradients)
+        for k in (n_warm, N_ITERATIONS)
     ]
     few, all_of_them = policies
     seen, starts = observations(4), np.array([False, True, False, False])
@@ -42,6 +43,18 @@ def test_warm_decisions_stop_early_and_cold_ones_do_not(n_warm, fast_gradients):
         alone = few.plan(seen[row : row + 1], (last[0][row : row + 1],), starts[row : row + 1])
         np.testing.assert_allclose(alone.preactivated[0], mixed.preactivated[row], rtol=1e-4, atol=1e-5)
         assert len(alone.descent.steps) == at
+
+
+@pytest.mark.parametrize(("n_iterations", "n_warm"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (6, 2)])
+def test_warm_decisions_take_a_third_by_default(n_iterations, n_warm):
+    policy = make_policy(MlpEnsemblePolicy, "box", n_plan_iterations=n_iterations)
+    last = (np.zeros((2, 6, 2), dtype=np.float32),)
+    assert len(policy.plan(observations(2)).descent.steps) == n_iterations
+    assert len(policy.plan(observations(2), last).descent.steps) == n_warm
+    # Where one of them begins anew, all are moved on, but the other stays as it was.
+    mixed = policy.plan(observations(2), last, np.array([True, False]))
+    path = mixed.descent.path()
+    np.testing.assert_array_equal(np.asarray(mixed.descent.preactivated)[:, 1], path[n_warm][:, 1])
 
 
 def test_without_warm_starts_all_decisions_take_all_iterations():
