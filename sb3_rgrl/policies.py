@@ -65,8 +65,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param search: ``"gradient"``, which is RGRL; ``"cem"`` and ``"shooting"`` are controls, which look for plans with as
         many evaluations of the members, but without gradients, see ``sb3_rgrl.searches``.
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
-    :param n_warm_iterations: Iterations of decisions that go on from the last one; None: a third of those of the others, rounded
-        up. Half of their plans are near their goal from the start.
+    :param n_warm_iterations: Iterations of decisions that go on from the last one; None: a third of those of the others,
+        rounded up. Half of their plans are near their goal from the start.
     :param execute_steps: For how many steps of the environment a plan is followed, but for one action of it at least, before
         there is a new one: while learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to
         be unforeseeable, for one action, see :class:`~sb3_rgrl.trust.Foresight`.
