@@ -122,7 +122,9 @@ class ExpectingPolicy(BasePolicy):
         :return: How outputs of the members are meant now.
         """
         scales = self.scales
-        reward, return_to_go, end_reward = scales.step_reward, scales.return_to_go, scales.end_reward
+        reward, return_to_go = scales.step_reward, scales.return_to_go
+        # Before the first end was seen, it brings what any step does.
+        end_reward = scales.end_reward if scales.end_reward.count > 0 else reward
         # What cannot be foretold is expected to be what it is in the mean.
         trust = scales.trust.value if self.return_trust is None else self.return_trust
         return_std = return_to_go.std * trust

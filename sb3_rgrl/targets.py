@@ -233,7 +233,8 @@ class Scales(nn.Module):
         flat = rewards.reshape(-1, self.n_rewards)
         self.reward.update(flat, steps_alive.flatten())
         self.step_reward.update(flat, (steps_alive * (1.0 - ends)).flatten())
-        self.end_reward.update(flat, (steps_alive * ends).flatten())
+        # What ends bring may always be nothing, which is no unit.
+        self.end_reward.update(flat, (steps_alive * ends).flatten(), unit=self.step_reward.std)
         self.best_reward.copy_(th.maximum(self.best_reward, rewards[steps_alive > 0].amax(dim=0)))
 
     def renew_states(self, states: th.Tensor, changes: th.Tensor, alive: th.Tensor) -> None:
