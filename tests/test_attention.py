@@ -67,7 +67,7 @@ def test_gradient_on_actions_equals_differences_of_plain_loops():
     state, actions = inputs(MEMBERS)
     actions.requires_grad_()
     layers = ensemble.members()
-    weights = th.randn(LENGTH, 1 + STATE_DIM + 2, generator=th.Generator().manual_seed(2), dtype=th.float64)
+    weights = th.randn(LENGTH, 1 + STATE_DIM + 3, generator=th.Generator().manual_seed(2), dtype=th.float64)
     outputs = by_step(ensemble(state, actions, layers))
     (gradient,) = th.autograd.grad((weights * outputs).sum(), actions)
 

@@ -86,7 +86,7 @@ def products_in(call, monkeypatch) -> list[tuple[tuple[int, ...], tuple[int, ...
 
 def test_products_of_planning_are_those_of_an_iteration(monkeypatch):
     policy = make_agent("S").policy
-    layers = [(14, 64), (64, 64), (64, 11)]
+    layers = [(14, 64), (64, 64), (64, 16)]
     forward = [((5, 4, n_in), (5, n_in, n_out)) for n_in, n_out in layers]
     back = [((5, 4, n_out), (5, n_out, n_in)) for n_in, n_out in layers]
     found = products_in(baselines.products_of_planning(policy, 4), monkeypatch)
@@ -96,7 +96,7 @@ def test_products_of_planning_are_those_of_an_iteration(monkeypatch):
 def test_products_of_learning_are_those_of_an_update(monkeypatch):
     model = agents.make_agent(planner.LEARNING)
     found = products_in(baselines.products_of_learning(model.policy, 128), monkeypatch)
-    layers = [(14, 64), (64, 64), (64, 11)]
+    layers = [(14, 64), (64, 64), (64, 16)]
     forward = [((5, 128, n_in), (5, n_in, n_out)) for n_in, n_out in layers]
     to_inputs = [((5, 128, n_out), (5, n_out, n_in)) for n_in, n_out in layers]
     to_weights = [((5, n_in, 128), (5, 128, n_out)) for n_in, n_out in layers]
@@ -136,7 +136,7 @@ def test_settings_are_those_that_the_targets_are_about():
     for model, n_candidates in ((small, 20), (large, 320)):
         assert (model.ensemble_size, model.plan_horizon, model.sequence_length) == (5, 15, 5)
         assert model.n_candidates == n_candidates
-        assert [tuple(weight.shape) for weight in model.policy.ensemble.weights] == [(5, 14, 64), (5, 64, 64), (5, 64, 11)]
+        assert [tuple(weight.shape) for weight in model.policy.ensemble.weights] == [(5, 14, 64), (5, 64, 64), (5, 64, 16)]
     assert small.policy.scales.knows_returns
     assert small._n_updates > 0
     recurrent = make_agent("R")

@@ -364,7 +364,8 @@ class TestEachKind:
 
     def test_ends_are_clamped_at_both_sides(self, kind):
         case = make_case(kind, [16], activation="Tanh", dim=2)
-        ended = slice(-2, -1)
+        first = case.length + 2 if kind == "mlp" else 1 + 2
+        ended = slice(first, first + 1)
         for bias, share in ((2.0, 1.0), (-2.0, 0.0), (0.5, None)):
             case.biases[-1][..., ended] = bias
             plans = plans_for(case, 5, 8)

@@ -36,6 +36,7 @@ SMALL = {
     "plan_horizon": 6,
     "sequence_length": 3,
     "policy_kwargs.net_arch": [16],
+    "policy_kwargs.n_warm_iterations": 1,
 }
 PROTOCOL = {"steps": 120, "evaluations": 3, "eval_episodes": 2, "final_episodes": 3}
 # Importing Box2D warns, and under pytest's filter for warnings that ends the process.
@@ -471,12 +472,13 @@ def test_one_factor_at_a_time_and_the_baseline_once():
     assert labels == [
         "baseline",
         *("m=5", "m=1", "m=3", "m=10"),
-        *("choice=cyclic", "choice=mean", "dropout=0", "dropout=0.001", "per=0.6", "per=1"),
+        *("choice=cyclic", "choice=mean", "dropout=0.001", "dropout=0.1", "per=0.6", "per=1"),
         *("ewc=1-batch", "ewc=100-window", "warm_start=off"),
         *("candidates=5", "candidates=20", "candidates=100"),
         *("exploration=1", "exploration=50", "recency=0", "expectile=0.5"),
         *("gain=None", "gain=2.0", "gain=7.0", "decay=0", "decay=0.3", "noise=0", "noise=0.9"),
-        *("trust=0", "trust=0.3", "trust=1", "execute=1", "execute=5", "hold=0"),
+        *("trust=0", "trust=0.3", "trust=1", "execute=1", "execute=5"),
+        *("window=2", "window=5", "repeat=1", "repeat=2", "repeat=4", "hold=0"),
     ]
     assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
     hyperparams = {run.settings["variant"]: run.settings["hyperparams"] for run in runs}

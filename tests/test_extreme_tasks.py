@@ -212,9 +212,9 @@ def test_windows_longer_than_every_episode_that_terminates():
 
 
 def test_episode_that_never_ends_is_learned_from():
-    # Random actions wait for the end of an episode, but not for ever.
+    # Random actions wait for the end of an episode, but not for ever: for 20 times ``learning_starts``.
     settings = {**ABLE, "buffer_size": 150, "learning_starts": 20, "policy_kwargs": {"execute_steps": 1}}
-    model = RGRL("MlpEnsemblePolicy", make_vec_env(lambda: Steer(ends=None), seed=0), **settings).learn(400)
+    model = RGRL("MlpEnsemblePolicy", make_vec_env(lambda: Steer(ends=None), seed=0), **settings).learn(600)
     assert not model.policy.scales.knows_returns
     assert len(model.replay_buffer._episodes[0]) <= 150
     # It has one goal all its life; random walks are 1 away from it on average.

@@ -28,6 +28,7 @@ SHARED = {
     "gamma": 1.0,
     "ensemble_size": 5,  # m
     "sequence_length": 2,  # t
+    "action_repeat": 1,
     "dropout": 1e-3,
     "plan_horizon": 24,  # T
     "n_candidates": 1,

@@ -158,6 +158,8 @@ def test_policy_kwargs_arrive_in_the_nets(name, net_arch, activation_fn, n_weigh
     # First biases of zero, and weights that keep lengths: no uniform numbers have either.
     assert not any(bias.any() for bias in ensemble.biases)
     last = ensemble.weights[-1]
+    if last.shape[1] < last.shape[2]:
+        last = last.transpose(1, 2)
     th.testing.assert_close(last.transpose(1, 2) @ last, th.eye(last.shape[-1]).expand(2, -1, -1), rtol=0.0, atol=1e-5)
     if name == "AttentionEnsemblePolicy":
         assert ensemble.n_heads == 3
