@@ -192,8 +192,8 @@ def test_remembered_draws_are_forgotten_with_other_settings(name, value):
 def test_scores_need_less_memory_than_gradients():
     form = MlpClosedForm(4, 2, 5)
     rng = np.random.default_rng(0)
-    weights = [rng.normal(size=(3, *shape)) for shape in ((14, 8), (8, 11))]
-    biases = [rng.normal(size=(3, 1, width)) for width in (8, 11)]
+    weights = [rng.normal(size=(3, *shape)) for shape in ((14, 8), (8, 16))]
+    biases = [rng.normal(size=(3, 1, width)) for width in (8, 16)]
     units = Units(np.ones(4), *(np.zeros(1), np.ones(1)) * 3)
     form.begin(weights, biases, units)
     state, actions = rng.normal(size=(2, 4)), rng.normal(size=(3, 6, 20, 2))
