@@ -262,6 +262,8 @@ class DecidingPolicy(ExpectingPolicy):
             *(scales.state.std, scales.state_change.std),
             *(part for unit in units for part in (unit.mean, unit.std)),
             *(scales.best_reward, scales.best_return, scales.trust.value, scales.action_repeat, self.discounts),
+            # Whether an end was seen.
+            scales.end_reward.count,
         ]
         aimed_at = tuple(desired) if isinstance(desired, list) else desired
         others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust)
