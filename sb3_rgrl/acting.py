@@ -163,9 +163,11 @@ class ActingAlgorithm(BaseAlgorithm):
         # episodes may last for ever.
         if self._n_episodes_ended < self.FIRST_EPISODES:
             assert self.replay_buffer is not None
-            saw_end = self.replay_buffer.terminated[: self.replay_buffer.size()].any()
-            patience = self.PATIENCE if saw_end else self.PATIENCE_WITHOUT_END
-            if self.num_timesteps < patience * self.learning_starts:
+            if self.num_timesteps < self.PATIENCE * self.learning_starts:
+                return False
+            # Asked for so long alone: in an endless episode the buffer grows.
+            is_patient = self.num_timesteps < self.PATIENCE_WITHOUT_END * self.learning_starts
+            if is_patient and not self.replay_buffer.terminated[: self.replay_buffer.size()].any():
                 return False
         # Where all was worth the same, the members' errors would decide, and lead nowhere (MountainCar-v0 before the flag
         # was ever reached): held random actions get about.

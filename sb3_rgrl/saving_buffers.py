@@ -1,5 +1,6 @@
 """Replay buffers on the disk: arrays without pickle, looked at before they are believed."""
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from typing import IO, Any
@@ -115,9 +116,9 @@ class SavedBuffer(BaseBuffer):
                     self._waiting[env].append(first + step)
         self.set_action_repeat(own_repeat)
 
+    @abstractmethod
     def set_action_repeat(self, action_repeat: int) -> None:
         """See :meth:`~sb3_rgrl.buffers.SequenceReplayBuffer.set_action_repeat`."""
-        raise NotImplementedError
 
     def _priorities_in(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """
