@@ -92,7 +92,7 @@ def check_policy(
     exploration_candidates: int,
     return_expectile: float,
     return_trust: float | None,
-    windows_per_sample: int,
+    windows_per_sample: int | None,
 ) -> None:
     """
     Those of :class:`~sb3_rgrl.policies.EnsemblePolicy` that depend on each other, or that no other part of it checks.
@@ -120,5 +120,5 @@ def check_policy(
         raise ValueError(f"return_expectile must be more than 0 and less than 1, got {return_expectile}")
     if return_trust is not None and not 0.0 <= return_trust <= 1.0:
         raise ValueError(f"return_trust must be None or a number from 0 to 1, got {return_trust}")
-    if windows_per_sample < 1:
+    if windows_per_sample is not None and windows_per_sample < 1:
         raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

@@ -23,7 +23,7 @@ class WindowErrors(NamedTuple):
     """Absolute error of the returns-to-go, with their weights in the loss, mean over milestones and components, shape
     (m, b)."""
     states: th.Tensor
-    """Squared error of the changes of state, mean over milestones and elements, shape (m, b)."""
+    """Squared error of the changes of state in the first window, mean over its milestones and elements, shape (m, b)."""
 
 
 def _huber(errors: th.Tensor) -> th.Tensor:
@@ -36,6 +36,24 @@ def _huber(errors: th.Tensor) -> th.Tensor:
     """
     size = errors.abs()
     return th.where(size < 1.0, errors**2, 2.0 * size - 1.0)
+
+
+def _end_losses(logits: th.Tensor, terminated: th.Tensor, alive: th.Tensor) -> th.Tensor:
+    """
+    Surprise -log p at each milestone: up to the end by what happened there, after it by an end that should have come by then.
+
+    Where an end is missed, imagined states go on to where no episode ever was, such as below the ground. Nothing else would
+    tell members that the episode must be over there, and plans would live on it (docs/tried.md, "Through the ground").
+
+    :param logits: Logits of the probability of an end at each milestone, given that there was none before, shape (m, b, N).
+    :param terminated: 1 where the state at a milestone is terminal, same shape.
+    :param alive: See :func:`~sb3_rgrl.targets.alive_before`.
+    :return: Same shape.
+    """
+    told = nn.functional.binary_cross_entropy_with_logits(logits, terminated, reduction="none")
+    # Of the probability that the episode goes on for so long; 1 itself would be infinitely surprising.
+    log_alive = nn.functional.logsigmoid(-logits).cumsum(dim=-1).clamp(max=-1e-30)
+    return th.where(alive > 0, told, -th.log(-th.expm1(log_alive)))
 
 
 def window_errors(
@@ -84,13 +102,13 @@ def window_errors(
     arrived = th.cat(progress, dim=-2) + th.cat([part.state_change for part in expected], dim=-2)
     changes = alive.unsqueeze(-1) * (arrived - way)
     logits = end_logit(th.cat([part.ended for part in expected], dim=-1))
-    ends = alive * nn.functional.binary_cross_entropy_with_logits(logits, windows.terminated, reduction="none")
+    ends = _end_losses(logits, windows.terminated, alive)
     returns = th.cat([part.return_to_go for part in expected], dim=2) - scales.return_to_go(windows.returns_to_go)
     weights = for_components(return_weight * alive * windows.return_weights, shape)
     better = (returns.detach() < 0).to(returns.dtype)
     sides = 2.0 * (return_expectile * better + (1.0 - return_expectile) * (1.0 - better))
     losses = (
-        (_huber(of_steps) + of_ends**2).flatten(start_dim=2).mean(dim=-1)
+        (of_steps**2 + of_ends**2).flatten(start_dim=2).mean(dim=-1)
         + _huber(changes).mean(dim=(-1, -2))
         + ends.mean(dim=-1)
         + (weights * sides * returns**2).flatten(start_dim=2).mean(dim=-1)
@@ -99,5 +117,5 @@ def window_errors(
         losses=losses,
         rewards=mean_of_components((of_steps + of_ends).detach().abs(), shape).sum(dim=-1),
         returns=(weights * returns.detach().abs()).flatten(start_dim=2).mean(dim=-1),
-        states=(changes.detach() ** 2).mean(dim=(-1, -2)),
+        states=(changes.detach()[:, :, : ensemble.n_milestones] ** 2).mean(dim=(-1, -2)),
     )

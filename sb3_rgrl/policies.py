@@ -1,6 +1,7 @@
 """Policies of RGRL. They hold the ensemble and its units; to predict an action is to plan."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -71,7 +72,7 @@ class EnsemblePolicy(DecidingPolicy):
         there is a new one: while learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to
         be unforeseeable, for one action, see :class:`~sb3_rgrl.trust.Foresight`.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
-        states that they expect, as they do in plans.
+        states that they expect, as they do in plans. None: as many as hold six actions.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
@@ -95,6 +96,8 @@ class EnsemblePolicy(DecidingPolicy):
     default_activation_fn: ClassVar[type[nn.Module]] = nn.SiLU
     # Members that learn the same few returns again and again learn them by heart; weights that fade keep to what is common.
     WEIGHT_DECAY: ClassVar[float] = 0.1
+    # Members that never go on from what they imagine miss what comes of it (docs/tried.md, "Through the ground").
+    ACTIONS_PER_SAMPLE: ClassVar[int] = 6
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class EnsemblePolicy(DecidingPolicy):
         warm_start: bool = True,
         n_warm_iterations: int | None = None,
         execute_steps: int = 3,
-        windows_per_sample: int = 1,
+        windows_per_sample: int | None = None,
         fast_gradients: bool = True,
         net_arch: Sequence[int] | None = None,
         activation_fn: type[nn.Module] | None = None,
@@ -188,7 +191,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
-        self.windows_per_sample = windows_per_sample
+        self.windows_per_sample = windows_per_sample or math.ceil(self.ACTIONS_PER_SAMPLE / sequence_length)
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer

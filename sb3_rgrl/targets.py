@@ -189,7 +189,7 @@ class Scales(nn.Module):
         self.state_change = Standardizer(state_dim, centred=False, robust=True)
         self.reward = Standardizer(self.n_rewards, relative=True)
         # Members tell apart what steps bring and what the end of an episode brings; goals do not.
-        self.step_reward = Standardizer(self.n_rewards, relative=True, robust=True)
+        self.step_reward = Standardizer(self.n_rewards, relative=True)
         self.end_reward = Standardizer(self.n_rewards, relative=True)
         self.return_to_go = Standardizer(self.n_rewards, relative=True)
         self.trust = ReturnTrust(reward_shape)

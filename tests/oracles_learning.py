@@ -220,11 +220,16 @@ def window_errors(
     state = [(window.state[d] - units.state_mean[d]) / units.state_std[d] for d in range(dim)]
 
     of_rewards, of_changes, of_ends, of_returns, delta, returns, squares = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    n_told, n_passed, over = 0, 0, False
+    n_told, n_passed, over, still_alive, n_first = 0, 0, False, 1.0, 0
     for start, expected in walk(predict, state, window.actions, length, relative_change):
+        n_first = n_first or len(expected.ended) * dim
         for k in range(len(expected.ended)):
+            end = end_probability(expected.ended[k])
+            still_alive *= 1.0 - end
             if over:
-                break
+                # An end that was missed should have come by now.
+                of_ends -= math.log(1.0 - still_alive)
+                continue
             for j in range(k * every, (k + 1) * every):
                 reward = window.rewards[n_passed + j]
                 if window.terminated[n_told + k] == 1.0:
@@ -232,13 +237,14 @@ def window_errors(
                     of_rewards += error**2
                 else:
                     error = expected.rewards[j] - (reward - units.reward_mean) / units.reward_std
-                    of_rewards += huber(error)
+                    of_rewards += error**2
                 delta += abs(error)
             for d in range(dim):
                 # In standard deviations of a change: what is left of the way to the state that came.
                 way = (window.next_states[n_told + k][d] - origin[d]) / units.change_std[d]
                 left = way - (start[d] - state[d]) / relative_change[d]
-                squares += (expected.state_change[k][d] - left) ** 2
+                if n_passed == 0:
+                    squares += (expected.state_change[k][d] - left) ** 2
                 of_changes += huber(expected.state_change[k][d] - left)
             # The surprise -log p of what happened; 1 / p = 1 + exp(-logit) of an end, 1 + exp(logit) of none.
             logit = 4.0 * expected.ended[k] - 4.0
@@ -252,4 +258,4 @@ def window_errors(
         n_passed += length
     n_changes = n_milestones * dim
     loss = of_rewards / n_steps + of_changes / n_changes + (of_ends + of_returns) / n_milestones
-    return PlainErrors(loss, delta, returns / n_milestones, squares / n_changes)
+    return PlainErrors(loss, delta, returns / n_milestones, squares / n_first)

@@ -224,11 +224,10 @@ def test_errors_by_hand_of_members_that_expect_nothing():
     assert errors.rewards.item() == pytest.approx(6.0)
     assert errors.returns.item() == pytest.approx(0.1 * 0.5 * 6.0)
     assert errors.states.item() == pytest.approx(5.0)
-    # Rewards of steps after which the episode goes on: 1, 2 * 2 - 1, 2 * 3 - 1 and 0.
     goes_on = windows._replace(terminated=0.0 * ones)
     errors = window_errors(ensemble, ensemble.members(), scales, goes_on, *states, return_weight=0.1)
     of_no_end = math.log(1.0 + math.exp(-4.0))
-    assert errors.losses.item() == pytest.approx(9.0 / 4 + (1.0 + 5.0) / 2 + of_no_end + of_return)
+    assert errors.losses.item() == pytest.approx(14.0 / 4 + (1.0 + 5.0) / 2 + of_no_end + of_return)
     assert errors.rewards.item() == pytest.approx(6.0)
 
 
@@ -236,15 +235,12 @@ def test_errors_by_hand_of_members_that_expect_nothing():
 
 
 def with_garbage_after_the_end(samples: tuple) -> tuple:
-    """Nonsense in everything that is told after the end of an episode, and in all windows of row 1 but the first."""
+    """Nonsense in everything that is told after the end of an episode."""
     windows, states, next_states = samples
     over = windows.terminated.roll(1, dims=-1).bool()
     over[..., 0] = False
     steps_over = over.repeat_interleave(windows.rewards.shape[-1] // over.shape[-1], dim=-1)
-    actions = windows.actions.clone()
-    actions[:, 1, LENGTH:] = 50.0
     garbage = windows._replace(
-        actions=actions,
         rewards=th.where(steps_over, 1e3, windows.rewards),
         returns_to_go=th.where(over, -1e3, windows.returns_to_go),
         return_weights=th.where(over, 1.0, windows.return_weights),
@@ -254,21 +250,70 @@ def with_garbage_after_the_end(samples: tuple) -> tuple:
 
 @pytest.mark.parametrize("n_milestones", [1, LENGTH])
 @pytest.mark.parametrize("kind", ["mlp", "gru"])
-def test_nothing_after_the_end_of_an_episode_counts(kind, n_milestones):
+def test_nothing_after_the_end_of_an_episode_counts_but_that_it_is_over(kind, n_milestones):
     ensemble, scales, samples = make_ensemble(kind, n_milestones), make_scales(), make_samples(3, n_milestones)
-    # Row 1 ends at the first milestone, so that all later windows of it are over.
     garbage = with_garbage_after_the_end(samples)
     assert not th.equal(garbage[0].rewards, samples[0].rewards)
     results = []
     for data in (samples, garbage):
-        actions = data[0].actions.clone().requires_grad_()
-        windows = data[0]._replace(actions=actions)
-        errors = window_errors(ensemble, ensemble.members(), scales, windows, *data[1:], return_weight=1.0)
-        gradients = th.autograd.grad(errors.losses.sum(), [actions, *ensemble.parameters()])
-        assert not gradients[0][:, 1, LENGTH:].any(), "the loss depends on actions after the end"
-        assert gradients[0][:, 0, LENGTH:].any()
-        results.append((errors, gradients[1:]))
+        errors = window_errors(ensemble, ensemble.members(), scales, *data, return_weight=1.0)
+        results.append((errors, th.autograd.grad(errors.losses.sum(), list(ensemble.parameters()))))
     th.testing.assert_close(results[0], results[1], rtol=0.0, atol=0.0)
+
+
+class Tells(Ensemble):
+    """One member that tells ends by the number of the window alone, and nothing else."""
+
+    def __init__(self, ended: list[float]) -> None:
+        super().__init__(DIM, ACTION_DIM, LENGTH, 1, 1, 0.0, "torch")
+        self.ended = nn.Parameter(th.tensor(ended, dtype=th.float64))
+        self.n_asked = 0
+
+    def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
+        ended = self.ended[self.n_asked].expand(*state.shape[:2], 1)
+        self.n_asked += 1
+        nothing = th.zeros(*state.shape[:2], LENGTH, dtype=th.float64)
+        return WindowPrediction(nothing, th.zeros_like(state)[:, :, None], ended, nothing[..., :1], nothing)
+
+
+def losses_of_ends(ended: list[float], end: int) -> tuple[float, list[float]]:
+    """Loss and its gradient by what is told of ends, of an episode that ends with window number ``end``."""
+    n = len(ended)
+    ensemble, scales = Tells(ended), Scales(DIM).double()
+    zeros = th.zeros(1, 1, n, dtype=th.float64)
+    terminated = zeros.clone()
+    terminated[..., end:] = 1.0
+    states = th.zeros(1, 1, DIM, dtype=th.float64), th.zeros(1, 1, n, DIM, dtype=th.float64)
+    actions, rewards = zeros.new_zeros(1, 1, n * LENGTH, ACTION_DIM), zeros.new_zeros(1, 1, n * LENGTH)
+    windows = WindowSamples(np.zeros((1, 1), np.int64), states[0], actions, rewards, states[1], terminated, zeros, zeros)
+    loss = window_errors(ensemble, [], scales, windows, *states, return_weight=1.0).losses
+    (gradient,) = th.autograd.grad(loss.sum(), ensemble.ended)
+    return n * loss.item(), (n * gradient).tolist()
+
+
+def test_an_end_that_was_missed_should_have_come_by_then():
+    # Told 1, an end is as likely as not: the surprises of no end, of the end, and of being over by the third window.
+    loss, gradient = losses_of_ends([1.0, 1.0, 1.0], end=1)
+    assert loss == pytest.approx(2 * math.log(2.0) - math.log(1.0 - 0.5**3))
+    # Whether it would be over by the third window depends on all three; each logit is 4 times what is told.
+    missed = 4.0 * 0.5 * 0.5**3 / (1.0 - 0.5**3)
+    assert gradient == pytest.approx([4.0 * 0.5 - missed, -4.0 * 0.5 - missed, -missed])
+
+
+def test_an_end_that_was_told_in_time_leaves_later_windows_alone():
+    loss, gradient = losses_of_ends([-9.0, 9.0, 0.0], end=1)
+    assert loss == pytest.approx(0.0, abs=1e-12)
+    assert gradient == pytest.approx([0.0, 0.0, 0.0], abs=1e-12)
+
+
+def test_an_end_that_nobody_thought_of_is_surprising_but_not_infinitely_so():
+    loss, gradient = losses_of_ends([-2.0, -2.0, -2.0], end=1)
+    of_end = math.exp(-12.0)
+    assert loss == pytest.approx(12.0 - math.log(3.0 * of_end), rel=1e-5)
+    assert gradient[2] == pytest.approx(-4.0 / 3.0, rel=1e-4)
+    loss, gradient = losses_of_ends([-1e4, -1e4, -1e4], end=1)
+    assert math.isfinite(loss)
+    assert all(map(math.isfinite, gradient))
 
 
 def test_return_that_nobody_observed_does_not_count():

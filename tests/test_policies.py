@@ -217,7 +217,7 @@ def test_learns_from_several_windows_in_a_row(name):
     errors = model.policy.window_errors(windows, thin=False)
     assert errors.losses.shape == (2, 3)
     assert model._n_updates > 0
-    by_one = make_model(name, policy_kwargs={"net_arch": [8]})
+    by_one = make_model(name, policy_kwargs={"net_arch": [8], "windows_per_sample": 1})
     by_one.policy.load_state_dict(model.policy.state_dict())
     first = windows._replace(
         actions=windows.actions[:, :, :3],
@@ -230,6 +230,12 @@ def test_learns_from_several_windows_in_a_row(name):
     alone = by_one.policy.window_errors(first, thin=False)
     assert (alone.rewards <= errors.rewards).all(), "more steps, more absolute errors"
     assert not th.allclose(alone.rewards, errors.rewards)
+
+
+def test_samples_hold_six_actions_by_default():
+    assert make_model().policy.windows_per_sample == 2, "of three actions each"
+    assert make_model(sequence_length=1, plan_horizon=6).policy.windows_per_sample == 6
+    assert make_model(sequence_length=7, plan_horizon=7).policy.windows_per_sample == 1
 
 
 def test_no_windows_in_a_row():

@@ -263,8 +263,8 @@ class Climb(gym.Env):
 @pytest.mark.parametrize("recency", [0.0, 2.0, 10.0])
 def test_records_and_units_do_not_depend_on_how_returns_age(recency):
     settings = {"learning_starts": 30, "train_freq": 30, "gradient_steps": 1, "plan_horizon": 6, "sequence_length": 3}
-    settings |= {"ensemble_size": 2, "n_candidates": 2, "n_plan_iterations": 1, "policy_kwargs": {"net_arch": [8]}}
-    settings |= {"action_repeat": 1}
+    settings |= {"ensemble_size": 2, "n_candidates": 2, "n_plan_iterations": 1}
+    settings |= {"action_repeat": 1, "policy_kwargs": {"net_arch": [8], "windows_per_sample": 1}}
     model = RGRL("MlpEnsemblePolicy", Climb(), seed=0, replay_buffer_kwargs={"return_recency": recency}, **settings)
     model.learn(60)
     scales = model.policy.scales
