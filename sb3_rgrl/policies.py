@@ -72,7 +72,8 @@ class EnsemblePolicy(DecidingPolicy):
         there is a new one: while learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to
         be unforeseeable, for one action, see :class:`~sb3_rgrl.trust.Foresight`.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
-        states that they expect, as they do in plans. None: as many as hold six actions.
+        states that they expect, as they do in plans. None: as many as hold six actions, or one where a features extractor
+        learns.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
@@ -191,7 +192,6 @@ class EnsemblePolicy(DecidingPolicy):
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
-        self.windows_per_sample = windows_per_sample or math.ceil(self.ACTIONS_PER_SAMPLE / sequence_length)
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer
@@ -201,6 +201,9 @@ class EnsemblePolicy(DecidingPolicy):
             n_candidates, plan_horizon, self.codec.dim, action_initializer, action_init_std, action_noise_correlation
         )
         self._make_members(action_repeat)
+        # Features that are learned cost a pass for each state of a sample.
+        n_actions = 1 if self.learns_features else self.ACTIONS_PER_SAMPLE
+        self.windows_per_sample = windows_per_sample or math.ceil(n_actions / sequence_length)
         self._court = Court()
         self.planner = MwmSgdPlanner(ensemble_size, n_plan_iterations, action_learning_rate, action_optimizer, member_choice)
         self.register_buffer("discounts", gamma ** th.arange(plan_horizon, dtype=th.float32), persistent=False)

@@ -369,7 +369,7 @@ def assert_windows_are_walks_in_raw_numbers(model: RGRL) -> None:
     starts = buffer.all_windows()
     steps, _ = buffer._follow(starts)
     times, ends = buffer.observations[starts, 0], buffer.next_observations[steps[:, -1], 0]
-    np.testing.assert_allclose(ends, np.minimum(times + model.sequence_length, 5), atol=1e-5)
+    np.testing.assert_allclose(ends, np.minimum(times + buffer.window_steps, 5), atol=1e-5)
 
 
 class Spoil(VecEnvWrapper):

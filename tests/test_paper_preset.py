@@ -50,6 +50,7 @@ SHARED = {
         "member_choice": "random",
         "warm_start": False,
         "execute_steps": 1,
+        "windows_per_sample": 1,
         "optimizer_kwargs": {"weight_decay": 0.0, "fused": True},
     },
     "env_wrapper": [{"sb3_rgrl.thermometer.ThermometerObservation": {"n_bits": 100}}],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn, optim
 
@@ -232,10 +233,23 @@ def test_learns_from_several_windows_in_a_row(name):
     assert not th.allclose(alone.rewards, errors.rewards)
 
 
+class LearnedFeatures(BaseFeaturesExtractor):
+    """A linear layer."""
+
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__(observation_space, features_dim=3)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(observations)
+
+
 def test_samples_hold_six_actions_by_default():
     assert make_model().policy.windows_per_sample == 2, "of three actions each"
     assert make_model(sequence_length=1, plan_horizon=6).policy.windows_per_sample == 6
     assert make_model(sequence_length=7, plan_horizon=7).policy.windows_per_sample == 1
+    learned = {"net_arch": [8], "features_extractor_class": LearnedFeatures}
+    assert make_model(sequence_length=1, plan_horizon=6, policy_kwargs=learned).policy.windows_per_sample == 1
 
 
 def test_no_windows_in_a_row():
