@@ -62,6 +62,8 @@ COLUMNS = ("kind", "episode", "step", "foods", "return", "x", "y", "force_x", "f
 COSTS = {"pd": 0.1, "rgrl": 5.0, "ppo": 1.0, "sac": 6.0}
 # The controller: the best of damping 0, 0.1, ..., 0.7 at full force, see docs/food_world.md.
 PROPORTIONAL, DERIVATIVE = 10.0, 2.0
+# A food is passed in fewer steps than actions of plans last by the defaults, and is small: look at each step.
+OF_RGRL: Settings = {"action_repeat": 1, "policy_kwargs.execute_steps": 1}
 TARGET = 0.9
 # What counts as diagonal, in degrees to either side: a third of all directions.
 DIAGONAL_WIDTH = 15.0
@@ -174,13 +176,13 @@ def plan_runs(
     :param seeds: Seeds; the controller has none and runs once.
     :param steps: Steps of training.
     :param episodes: Episodes of the evaluation.
-    :param changes: Hyperparameters of RGRL that are not its defaults.
+    :param changes: Hyperparameters of RGRL that are neither its defaults nor in :data:`OF_RGRL`.
     :return: The runs, all of one algorithm before the next.
     :raises ValueError: If a number makes no sense, or RGRL knows no such hyperparameter.
     """
     if min(steps, episodes, len(seeds)) < 1:
         raise ValueError("--steps, --episodes and --seeds must be at least 1")
-    full = with_changes({**constructor_defaults(), "policy_kwargs": {}}, changes or {}, POLICIES["rgrl"])
+    full = with_changes({**constructor_defaults(), "policy_kwargs": {}}, {**OF_RGRL, **(changes or {})}, POLICIES["rgrl"])
     runs = []
     for algorithm in algorithms:
         shared = {"protocol": PROTOCOL, "algorithm": algorithm, "episodes": episodes}
