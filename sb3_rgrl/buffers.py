@@ -92,9 +92,8 @@ class SequenceReplayBuffer(SavedBuffer):
         reward_shape: tuple[int, ...] = (),
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
-        self.sequence_length = sequence_length
-        self._check_room(action_repeat)
-        self.action_repeat = action_repeat
+        self._check_room(action_repeat, sequence_length)
+        self.action_repeat, self.sequence_length = action_repeat, sequence_length
         self.milestone_every = sequence_length if milestone_every is None else milestone_every
         if self.milestone_every < 1 or sequence_length % self.milestone_every != 0:
             raise ValueError(f"milestone_every must divide sequence_length {sequence_length}, got {milestone_every}")
@@ -124,8 +123,8 @@ class SequenceReplayBuffer(SavedBuffer):
         self.return_weights = np.zeros(self.buffer_size, dtype=np.float32)
         self.is_window = np.zeros(self.buffer_size, dtype=bool)
 
-    def _check_room(self, action_repeat: int) -> None:
-        n_steps = self.sequence_length * action_repeat
+    def _check_room(self, action_repeat: int, sequence_length: int) -> None:
+        n_steps = sequence_length * action_repeat
         if not 1 <= n_steps * self.n_envs <= self.buffer_size:
             raise ValueError(
                 f"sequence_length must be within 1 .. buffer_size / n_envs: a buffer of {self.buffer_size} steps never holds "
@@ -257,18 +256,43 @@ class SequenceReplayBuffer(SavedBuffer):
         told = return_to_go(self.rewards[places], terminated, self.step_gamma)
         self.returns_to_go[places], self.return_weights[places] = told
 
-    def set_action_repeat(self, action_repeat: int) -> None:
+    def set_windows(self, action_repeat: int, sequence_length: int) -> None:
         """
-        Let windows be of actions that last another number of steps. All of them are new then.
+        Let windows be of actions that last another number of steps, or of another number of actions. All of them are new then.
 
         :param action_repeat: Steps that an action lasts.
+        :param sequence_length: Actions in a window, a multiple of ``milestone_every``.
         :raises ValueError: If the buffer has no room for such a window.
         """
-        if action_repeat == self.action_repeat:
+        if (action_repeat, sequence_length) == (self.action_repeat, self.sequence_length):
             return
-        self._check_room(action_repeat)
+        self._check_room(action_repeat, sequence_length)
         self.sampler.remove(self.all_windows())
-        self.action_repeat = action_repeat
+        self.action_repeat, self.sequence_length = action_repeat, sequence_length
+        order, n_left, is_over = self._ahead()
+        self.is_window[order] = (is_over | (n_left >= self.window_steps))[order]
+        self.n_windows = int(self.is_window.sum())
+        for waiting, steps in zip(self._waiting, self._episodes, strict=True):
+            waiting.clear()
+            waiting.extend(step for step in steps if self._holds(step) and not self.is_window[step % self.buffer_size])
+        for first in self._starts_of_ended(order):
+            places = self._chain_from(first, int(n_left[first]))
+            self._learn_returns(places, bool(is_over[first]))
+        self.mark_all_as_new()
+
+    def longest_cut_episode(self) -> int:
+        """
+        :return: Steps of the longest episode here that was cut off rather than terminated; 0: there is none.
+        """
+        order, n_left, is_over = self._ahead()
+        starts = self._starts_of_ended(order)
+        return int(n_left[starts[~is_over[starts]]].max(initial=0))
+
+    def _ahead(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        :return: The places of all steps, oldest first, and by place the steps of its episode that are left from there on, and
+            whether it ends in a terminal state.
+        """
         order = np.arange(self.n_added - self.size(), self.n_added) % self.buffer_size
         n_left, is_over = np.zeros(self.buffer_size, dtype=np.int64), np.zeros(self.buffer_size, dtype=bool)
         for place in order[::-1]:
@@ -276,17 +300,11 @@ class SequenceReplayBuffer(SavedBuffer):
             after = self.successors[place]
             n_left[place] = 1 if after == NO_STEP else 1 + n_left[after]
             is_over[place] = self.terminated[place] if after == NO_STEP else is_over[after]
-        self.is_window[order] = (is_over | (n_left >= self.window_steps))[order]
-        self.n_windows = int(self.is_window.sum())
-        for waiting, steps in zip(self._waiting, self._episodes, strict=True):
-            waiting.clear()
-            waiting.extend(step for step in steps if self._holds(step) and not self.is_window[step % self.buffer_size])
-        running = {step % self.buffer_size for steps in self._episodes for step in steps if self._holds(step)}
-        for first in np.setdiff1d(order, self.successors[order]):
-            if first not in running:
-                places = self._chain_from(first, int(n_left[first]))
-                self._learn_returns(places, bool(is_over[first]))
-        self.mark_all_as_new()
+        return order, n_left, is_over
+
+    def _starts_of_ended(self, order: np.ndarray) -> np.ndarray:
+        running = [step % self.buffer_size for steps in self._episodes for step in steps if self._holds(step)]
+        return np.setdiff1d(order, [*self.successors[order], *running])
 
     def _chain_from(self, first: int, length: int) -> np.ndarray:
         places = np.empty(length, dtype=np.int64)

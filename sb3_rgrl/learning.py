@@ -43,6 +43,7 @@ class LearningAlgorithm(BaseAlgorithm):
     gamma: float
     ensemble_size: int
     sequence_length: int
+    action_repeat: int | None
     ewc_lambda: float
     ewc_fisher: str
     _stop_soon: bool
@@ -57,7 +58,7 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         buffer, policy = self.replay_buffer, self.policy
         assert buffer is not None
-        self._settle_action_repeat(buffer)
+        self._settle_windows(buffer)
         self._take_in_new_windows(buffer)
         if buffer.n_windows == 0:
             self._warn_of_short_episodes()
@@ -106,7 +107,7 @@ class LearningAlgorithm(BaseAlgorithm):
 
     # Units and priorities
 
-    def _settle_action_repeat(self, buffer: SequenceReplayBuffer) -> None:
+    def _settle_windows(self, buffer: SequenceReplayBuffer) -> None:
         """Find out how long actions of plans last, before anything else is learned; then windows are of such actions."""
         policy, scales = self.policy, self.policy.scales
         if scales.action_repeat == 0:
@@ -118,7 +119,18 @@ class LearningAlgorithm(BaseAlgorithm):
                     before, after = map(policy.states_of, buffer.steps(self.UNIT_STEPS, env=self._vec_normalize_env))
                 measured = measured_action_repeat(before[0], after[0])
             scales.action_repeat.fill_(min(measured, max(1, buffer.buffer_size // (buffer.sequence_length * self.n_envs))))
-        buffer.set_action_repeat(policy.action_repeat)
+        buffer.set_windows(policy.action_repeat, buffer.sequence_length)
+        if buffer.n_windows == 0 and not scales.is_ready:
+            self._shorten_windows(buffer)
+
+    def _shorten_windows(self, buffer: SequenceReplayBuffer) -> None:
+        """Where all episodes were cut off before the end of a window, let it be as long as the longest of them."""
+        scales, n_steps = self.policy.scales, buffer.longest_cut_episode()
+        if self.action_repeat is None and n_steps >= self.sequence_length:
+            scales.action_repeat.clamp_(max=n_steps // self.sequence_length)
+        n_actions = n_steps // self.policy.action_repeat
+        if n_actions >= self.sequence_length:
+            buffer.set_windows(self.policy.action_repeat, n_actions - n_actions % self.sequence_length)
 
     def _take_in_new_windows(self, buffer: SequenceReplayBuffer) -> None:
         """Let new windows and returns into the units of the members, and give them their first priorities."""
@@ -254,7 +266,7 @@ class LearningAlgorithm(BaseAlgorithm):
         if self._episode_num >= 10:
             warnings.warn(
                 f"Nothing is learned: each episode so far was cut off after fewer than the "
-                f"{self.sequence_length * self.policy.windows_per_sample} steps of a window, so there is none. Actions stay "
+                f"{self.sequence_length * self.policy.action_repeat} steps of a window, so there is none. Actions stay "
                 "random. Choose a smaller sequence_length, or let episodes end by termination where they really end.",
                 stacklevel=2,
             )

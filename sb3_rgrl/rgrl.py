@@ -261,6 +261,9 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
                 f"RGRL learns from windows, not from single transitions, so it cannot use {buffer_class.__name__}: "
                 f"use replay_buffer_class={instead} (from sb3_rgrl import {instead}) or a subclass"
             )
+        # A small buffer has shorter samples, but whole windows.
+        n_fit = self.buffer_size // (self.n_envs * self.sequence_length * self.policy.action_repeat)
+        n_windows = max(1, min(self.policy.windows_per_sample, n_fit))
         buffer: SequenceReplayBuffer = buffer_class(
             self.buffer_size,
             self.observation_space,
@@ -268,7 +271,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             self.device,
             self.n_envs,
             action_dim=self.policy.codec.dim,
-            sequence_length=self.sequence_length * self.policy.windows_per_sample,
+            sequence_length=self.sequence_length * n_windows,
             action_repeat=self.policy.action_repeat,
             milestone_every=self.sequence_length // self.policy.ensemble.n_milestones,
             n_members=self.ensemble_size,

@@ -34,6 +34,7 @@ class SavedBuffer(BaseBuffer):
     is_window: np.ndarray
     sequence_length: int
     action_repeat: int
+    milestone_every: int
     n_added: int
     n_windows: int
     _episodes: list[deque[int]]
@@ -94,6 +95,8 @@ class SavedBuffer(BaseBuffer):
         size, n_added = int(arrays["size"]), int(arrays["n_added"])
         priorities = self._priorities_in(arrays)
         own_repeat, self.action_repeat = self.action_repeat, int(arrays["action_repeat"])
+        # Shorter ones are of episodes that were cut off early.
+        self.sequence_length = int(arrays["sequence_length"])
         self.reset()
         # Steps keep their numbers, and so their places, where those show that so many are here.
         self.n_added = n_added if min(n_added, self.buffer_size) == size else size
@@ -114,11 +117,11 @@ class SavedBuffer(BaseBuffer):
                 self._episodes[env].append(first + step)
                 if not arrays["is_window"][step]:
                     self._waiting[env].append(first + step)
-        self.set_action_repeat(own_repeat)
+        self.set_windows(own_repeat, self.sequence_length)
 
     @abstractmethod
-    def set_action_repeat(self, action_repeat: int) -> None:
-        """See :meth:`~sb3_rgrl.buffers.SequenceReplayBuffer.set_action_repeat`."""
+    def set_windows(self, action_repeat: int, sequence_length: int) -> None:
+        """See :meth:`~sb3_rgrl.buffers.SequenceReplayBuffer.set_windows`."""
 
     def _priorities_in(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
         """
@@ -158,7 +161,8 @@ class SavedBuffer(BaseBuffer):
                     f"this agent needs {here.shape[1:]} and {here.dtype}"
                 )
         saved = (int(arrays["sequence_length"]), len(arrays["priorities"]))
-        if saved != (self.sequence_length, self.sampler.n_members):
+        fits = saved[0] <= self.sequence_length and saved[0] % self.milestone_every == 0
+        if not fits or saved[1] != self.sampler.n_members:
             raise ValueError(
                 f"The saved buffer has windows of {saved[0]} steps for {saved[1]} members, "
                 f"this agent needs {self.sequence_length} and {self.sampler.n_members}"

@@ -201,6 +201,43 @@ def test_episodes_that_are_cut_off_within_a_window_are_told(length):
     assert model.action_space.contains(action)
 
 
+@pytest.mark.parametrize(
+    ("length", "n_actions", "repeat"), [(3, 3, 1), (4, 3, 1), (5, 3, 1), (6, 6, 1), (7, 3, 2), (12, 6, 2)]
+)
+def test_episodes_that_are_cut_off_before_six_actions_give_shorter_samples(length, n_actions, repeat, tmp_path):
+    settings = {"action_repeat": repeat, "policy_kwargs": {"net_arch": [8], "windows_per_sample": 2}}
+    model = trained(100, {"length": length}, **settings)
+    buffer = model.replay_buffer
+    assert buffer.sequence_length == n_actions
+    assert model._n_updates > 0
+    assert buffer.sample(4).rewards.shape[2] == n_actions
+    # A fresh agent takes them as they are.
+    model.save(tmp_path / "agent")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = RGRL.load(tmp_path / "agent", env=Steer(length=length))
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.sequence_length == n_actions
+    assert loaded.replay_buffer.n_windows == buffer.n_windows > 0
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.replay_buffer.sequence_length == n_actions
+
+
+def test_measured_steps_of_an_action_fit_into_episodes_that_are_cut_off():
+    class Slow(Steer):
+        """Episodes differ far more than their steps do."""
+
+        def observe(self) -> np.ndarray:
+            return np.array([self.goal + 0.01 * self.x, self.goal], dtype=np.float32)
+
+    settings = {**ABLE, "sequence_length": 1, "action_repeat": None, "learning_starts": 50}
+    long = RGRL("MlpEnsemblePolicy", Slow(length=30), **settings).learn(100)
+    assert long.policy.action_repeat == 4
+    short = RGRL("MlpEnsemblePolicy", Slow(length=3), **settings).learn(100)
+    assert short._n_updates > 0
+    assert short.policy.action_repeat == 3
+    assert short.replay_buffer.sequence_length == 1
+
+
 def test_a_first_long_episode_is_no_reason_to_warn():
     trained(30, {"length": 100}, learning_starts=0, train_freq=1)
 

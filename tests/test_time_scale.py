@@ -172,7 +172,7 @@ def test_windows_of_held_actions_equal_naive_reference(data, n_envs, length, fir
             naive.cut()
         if data.draw(st.booleans()):
             buffer.sample(1) if buffer.n_windows else None
-    buffer.set_action_repeat(repeat)
+    buffer.set_windows(repeat, buffer.sequence_length)
     assert_held(buffer, naive, length, repeat)
     if repeat != first_repeat and buffer.size():
         # To who learns from them they are new.
@@ -189,9 +189,9 @@ def test_windows_of_held_actions_equal_naive_reference(data, n_envs, length, fir
 
 def test_too_long_an_action_for_the_buffer():
     buffer = make_buffer(6, 1, 3)
-    buffer.set_action_repeat(2)
+    buffer.set_windows(2, buffer.sequence_length)
     with pytest.raises(ValueError, match="a buffer of 6 steps never holds a window of 9"):
-        buffer.set_action_repeat(3)
+        buffer.set_windows(3, buffer.sequence_length)
     assert buffer.action_repeat == 2
 
 
