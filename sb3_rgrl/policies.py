@@ -145,11 +145,6 @@ class EnsemblePolicy(DecidingPolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if optimizer_kwargs is None and optimizer_class in (th.optim.Adam, th.optim.AdamW):
-            # One kernel for all weights: a third of the time for nets as small as these (docs/performance.md).
-            optimizer_kwargs = {"fused": True}
-            if optimizer_class is th.optim.AdamW:
-                optimizer_kwargs["weight_decay"] = self.WEIGHT_DECAY
         if not share_features_extractor:
             raise ValueError(
                 "share_features_extractor must be True: members judge the same plans from the same state, so they share what "
@@ -164,7 +159,7 @@ class EnsemblePolicy(DecidingPolicy):
             dict(features_extractor_kwargs or {}),
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
+            optimizer_kwargs=self._optimizer_kwargs(optimizer_class) if optimizer_kwargs is None else optimizer_kwargs,
         )
         check_policy(
             plan_horizon=plan_horizon,
@@ -213,6 +208,17 @@ class EnsemblePolicy(DecidingPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    @classmethod
+    def _optimizer_kwargs(cls, optimizer_class: type[th.optim.Optimizer]) -> dict[str, Any] | None:
+        """
+        :return: Keyword arguments of the optimizer where none are given.
+        """
+        if optimizer_class not in (th.optim.Adam, th.optim.AdamW):
+            return None
+        # One kernel for all weights: a third of the time for nets as small as these (docs/performance.md).
+        fused = {"fused": True}
+        return {**fused, "weight_decay": cls.WEIGHT_DECAY} if optimizer_class is th.optim.AdamW else fused
 
     def _make_members(self, action_repeat: int | None) -> None:
         """
