@@ -88,7 +88,7 @@ def check_policy(
     action_initializer: str,
     n_plan_iterations: int,
     n_warm_iterations: int | None,
-    execute_steps: int,
+    execute_steps: int | None,
     exploration_candidates: int,
     return_expectile: float,
     return_trust: float | None,
@@ -112,7 +112,7 @@ def check_policy(
         raise ValueError(
             f"n_warm_iterations must be 0 to n_plan_iterations, which is {n_plan_iterations}, got {n_warm_iterations}"
         )
-    if execute_steps < 1:
+    if execute_steps is not None and execute_steps < 1:
         raise ValueError(f"execute_steps must be at least 1, got {execute_steps}")
     if exploration_candidates < 1:
         raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")

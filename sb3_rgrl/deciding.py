@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -44,12 +44,15 @@ class Plan:
 class DecidingPolicy(ExpectingPolicy):
     """The part of :class:`~sb3_rgrl.policies.EnsemblePolicy` that plans."""
 
+    # Agents that plan anew at each step change their minds each time; three were the best on most tasks.
+    FOLLOWED_STEPS: ClassVar[int] = 3
+
     planner: MwmSgdPlanner
     starts: PlanStarts
     search: str
     exploration_candidates: int
     warm_start: bool
-    execute_steps: int
+    execute_steps: int | None
     n_warm_iterations: int | None
     fast_gradients: bool
     prediction_generator: np.random.Generator
@@ -131,12 +134,20 @@ class DecidingPolicy(ExpectingPolicy):
                 watch(plan)
             return plan.preactivated
 
-        repeat = self.action_repeat
-        # Whole actions, one at least.
-        n_actions = max(1, self.execute_steps // repeat) if self.scales.foresight.suffices else 1
-        n_steps = min(n_actions, self.starts.horizon) * repeat
+        n_steps, repeat = self.followed_steps, self.action_repeat
         encoded, after = go_on(plan_anew, self.codec, n_steps, repeat, observation, state, episode_start)
         return self.codec.decode(encoded), after
+
+    @property
+    def followed_steps(self) -> int:
+        """For how many steps of the environment a plan is followed before there is a new one, see ``execute_steps``."""
+        repeat = self.action_repeat
+        wanted = self.execute_steps
+        if wanted is None:
+            # Halfway through a long action there is time to look again (docs/tried.md, "Halfway through an action").
+            wanted = self.FOLLOWED_STEPS if repeat == 1 else math.ceil(repeat / 2)
+        n_actions = self.starts.horizon if self.scales.foresight.suffices else 1
+        return min(wanted, n_actions * repeat)
 
     def _noise_keys(self, observation: np.ndarray | dict[str, np.ndarray], states: th.Tensor) -> np.ndarray:
         """

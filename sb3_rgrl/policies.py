@@ -68,9 +68,9 @@ class EnsemblePolicy(DecidingPolicy):
     :param warm_start: Whether half of the plans go on from the last decision; the paper starts from noise each time.
     :param n_warm_iterations: Iterations of decisions that go on from the last one; None: a third of those of the others,
         rounded up. Half of their plans are near their goal from the start.
-    :param execute_steps: For how many steps of the environment a plan is followed, but for one action of it at least, before
-        there is a new one: while learning, and by :meth:`predict`, which returns them one at a call. Where states turn out to
-        be unforeseeable, for one action, see :class:`~sb3_rgrl.trust.Foresight`.
+    :param execute_steps: For how many steps of the environment a plan is followed before there is a new one: while learning,
+        and by :meth:`predict`, which returns them one at a call. Where states turn out to be unforeseeable, for one action at
+        most, see :class:`~sb3_rgrl.trust.Foresight`. None: for three actions of one step, and half of a longer one.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans. None: as many as hold six actions, or one where a features extractor
         learns.
@@ -130,7 +130,7 @@ class EnsemblePolicy(DecidingPolicy):
         search: str = "gradient",
         warm_start: bool = True,
         n_warm_iterations: int | None = None,
-        execute_steps: int = 3,
+        execute_steps: int | None = None,
         windows_per_sample: int | None = None,
         fast_gradients: bool = True,
         net_arch: Sequence[int] | None = None,

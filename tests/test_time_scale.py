@@ -215,7 +215,7 @@ def test_saved_buffers_tell_how_long_actions_last():
 # Executing
 
 
-@pytest.mark.parametrize(("execute_steps", "n_followed"), [(1, 2), (3, 2), (4, 4), (100, 12)])
+@pytest.mark.parametrize(("execute_steps", "n_followed"), [(None, 1), (1, 1), (3, 3), (4, 4), (100, 12)])
 def test_actions_are_held(execute_steps, n_followed, monkeypatch):
     policy = make_policy(MlpEnsemblePolicy, "box", execute_steps=execute_steps, action_repeat=2)
     reference = policy.plan(observations(2))
@@ -228,12 +228,23 @@ def test_actions_are_held(execute_steps, n_followed, monkeypatch):
     policy.predict(observations(2, seed=99), state, np.zeros(2, dtype=bool), deterministic=True)
     assert len(calls) == 2
     # The new plan goes on behind the last action that was executed.
-    n_done = n_followed // 2
-    np.testing.assert_array_equal(calls[1][1][:, : 6 - n_done + 1], reference.preactivated[:, n_done - 1 :])
+    n_gone = max(n_followed // 2 - 1, 0)
+    np.testing.assert_array_equal(calls[1][1][:, : 6 - n_gone], reference.preactivated[:, n_gone:])
     # Somebody who plans by hand gets the same.
     by_hand = policy.plan(observations(2, seed=99), state, np.zeros(2, dtype=bool))
     expected = policy.plan(observations(2, seed=99), (calls[1][1],), np.zeros(2, dtype=bool))
     np.testing.assert_array_equal(by_hand.preactivated, expected.preactivated)
+
+
+@pytest.mark.parametrize(("repeat", "n_followed"), [(1, 3), (2, 1), (3, 2), (4, 2)])
+def test_plans_are_made_anew_halfway_through_a_long_action(repeat, n_followed):
+    policy = make_policy(MlpEnsemblePolicy, "box", action_repeat=repeat)
+    assert policy.followed_steps == n_followed
+    policy.scales.foresight.count.fill_(1e6)
+    policy.scales.foresight.share.fill_(0.0)
+    assert policy.followed_steps == (1 if repeat == 1 else n_followed), "not beyond what is foreseen"
+    policy.execute_steps = 100
+    assert policy.followed_steps == repeat
 
 
 def test_a_desired_reward_is_one_of_a_step():

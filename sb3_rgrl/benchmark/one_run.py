@@ -21,7 +21,7 @@ import torch as th
 
 from sb3_rgrl.benchmark import origin
 from sb3_rgrl.benchmark.peers import VARIANTS, hyperparameters_of, make_contestant
-from sb3_rgrl.benchmark.protocol import Evaluations, ends_with, n_eval_envs
+from sb3_rgrl.benchmark.protocol import N_EVAL_ENVS, Evaluations, ends_with
 from sb3_rgrl.benchmark.results import (
     EVALUATIONS_FILE,
     PLAIN_EVALUATIONS_FILE,
@@ -95,7 +95,7 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         write_run(folder, info)
 
     with tempfile.TemporaryDirectory() as scratch:
-        contestant = make_contestant(info, n_eval_envs(info), Path(scratch))
+        contestant = make_contestant(info, N_EVAL_ENVS, Path(scratch))
         evaluations = Evaluations(contestant, info, save, check)
         contestant.learn(evaluations)
         evaluations.evaluate(info.n_final_episodes, final=True)

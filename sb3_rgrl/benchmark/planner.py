@@ -241,7 +241,7 @@ def decisions_against_dqn(effort: Effort, model: RGRL) -> list[Figure]:
     :return: Time of a decision that starts from the last one's plans, mean of those that execute one plan; how many times
         that of a DQN it is; and the time of the slowest of them, which makes the plan.
     """
-    n_executed = model.policy.execute_steps
+    n_executed = model.policy.followed_steps
     planner = make_agent(shipped_setting())
     planner.policy.execute_steps = 1
     dqn = DQN("MlpPolicy", ENV_ID, policy_kwargs={"net_arch": [256, 256]}, buffer_size=1, device="cpu", seed=0)
@@ -271,7 +271,7 @@ def decisions_at_once(effort: Effort, setting: str, model: RGRL, n_envs: int = 6
     :return: How many times the decisions of one environment are made in a second in that many.
     """
     # Whole cycles of planning and executing
-    some, cycle = 3 * model.policy.execute_steps, model.policy.execute_steps
+    some, cycle = 3 * model.policy.followed_steps, model.policy.followed_steps
     deciders = [repeated(Decider(model, 1), some), repeated(Decider(model, n_envs), cycle)]
     per_second = np.array([some, n_envs * cycle]) / in_turns(deciders, effort.seconds)
     spread = Spread.of(per_second[:, 1] / per_second[:, 0])
@@ -294,7 +294,7 @@ def decisions_on_gpu(effort: Effort, device: str = "cuda", n_envs: tuple[int, ..
     model = make_agent(shipped_setting(), device=device)
     for n in n_envs:
         # What is predicted comes back to the CPU, so the time is up when the device has finished.
-        cycle = model.policy.execute_steps
+        cycle = model.policy.followed_steps
         times = in_turns([repeated(Decider(model, n), cycle)], effort.seconds)[:, 0] / cycle
         spread = Spread.of(n / times)
         detail = f"{_spread_of(spread, times)}; {name}"

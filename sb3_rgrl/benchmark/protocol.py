@@ -23,8 +23,11 @@ from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalizati
 from sb3_rgrl.benchmark.peers import Contestant
 from sb3_rgrl.benchmark.results import RunInfo
 
-MAX_EVAL_ENVS = 20
-"""Episodes of an evaluation that run side by side: planning for many environments hardly takes longer than for one."""
+N_EVAL_ENVS = 1
+"""
+Environments of an evaluation. On several, those whose episodes have ended go on until the last one has: LunarLander-v3 took
+five times as many decisions on 20, and planning for many is hardly cheaper (docs/performance.md).
+"""
 N_DECISIONS = 30
 """Decisions that are timed after each evaluation."""
 
@@ -196,14 +199,6 @@ def peak_memory_mib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def n_eval_envs(info: RunInfo) -> int:
-    """
-    :param info: A run.
-    :return: How many environments to evaluate on.
-    """
-    return min(max(info.n_eval_episodes, 1), MAX_EVAL_ENVS)
 
 
 def ends_with(parent: int) -> Callable[[], None]:
