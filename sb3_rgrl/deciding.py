@@ -44,7 +44,7 @@ class Plan:
 class DecidingPolicy(ExpectingPolicy):
     """The part of :class:`~sb3_rgrl.policies.EnsemblePolicy` that plans."""
 
-    # Agents that plan anew at each step change their minds each time; three were the best on most tasks.
+    # Agents that plan anew at each step change their minds each time; those that look too seldom crash (docs/tried.md).
     FOLLOWED_STEPS: ClassVar[int] = 3
 
     planner: MwmSgdPlanner
@@ -141,11 +141,9 @@ class DecidingPolicy(ExpectingPolicy):
     @property
     def followed_steps(self) -> int:
         """For how many steps of the environment a plan is followed before there is a new one, see ``execute_steps``."""
-        repeat = self.action_repeat
-        wanted = self.execute_steps
+        repeat, wanted = self.action_repeat, self.execute_steps
         if wanted is None:
-            # Halfway through a long action there is time to look again (docs/tried.md, "Halfway through an action").
-            wanted = self.FOLLOWED_STEPS if repeat == 1 else math.ceil(repeat / 2)
+            wanted = self.FOLLOWED_STEPS if repeat == 1 else min(self.FOLLOWED_STEPS, repeat)
         n_actions = self.starts.horizon if self.scales.foresight.suffices else 1
         return min(wanted, n_actions * repeat)
 

@@ -70,7 +70,8 @@ class EnsemblePolicy(DecidingPolicy):
         rounded up. Half of their plans are near their goal from the start.
     :param execute_steps: For how many steps of the environment a plan is followed before there is a new one: while learning,
         and by :meth:`predict`, which returns them one at a call. Where states turn out to be unforeseeable, for one action at
-        most, see :class:`~sb3_rgrl.trust.Foresight`. None: for three actions of one step, and half of a longer one.
+        most, see :class:`~sb3_rgrl.trust.Foresight`. None: for three, and for one action at most if that lasts
+        several.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans. None: as many as hold six actions, or one where a features extractor
         learns.
