@@ -95,7 +95,8 @@ def make_agent(n_members: int, n_known: int, n_updates: int, seed: int) -> RGRL:
         per_exponent=1.0,
         dropout=0.0,
         replay_buffer_kwargs={"return_in_priority": False},
-        policy_kwargs={"aim": "step", "return_weight": 0.0},
+        # Nothing comes after the one step of an episode.
+        policy_kwargs={"aim": "step", "return_weight": 0.0, "windows_per_sample": 1},
         seed=seed,
         device="cpu",
     )
