@@ -137,8 +137,8 @@ def test_parts_of_an_action_are_optimised_jointly(env_class):
     # it is 1/3 or 1/2.
     env = DummyVecEnv([lambda: Monitor(env_class(dim=3, ep_length=20))])
     settings = {"plan_horizon": 2, "sequence_length": 1, "gamma": 0.5, "learning_starts": 300}
-    # Each state is drawn anew, which is noticed after 1,000 steps only.
-    settings["policy_kwargs"] = {"execute_steps": 1}
+    # Each state is drawn anew, which is noticed after 1,000 steps only, and of which nothing can be imagined.
+    settings["policy_kwargs"] = {"execute_steps": 1, "windows_per_sample": 1}
     model = RGRL("MlpEnsemblePolicy", env, seed=0, **settings).learn(900)
     assert evaluate_policy(model, env, n_eval_episodes=3)[0] / 20 > 0.9
 

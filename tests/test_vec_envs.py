@@ -51,6 +51,8 @@ def test_a_total_that_is_no_multiple_is_a_lower_bound():
 def test_as_many_updates_as_steps():
     env = DummyVecEnv([Counter] * 2)
     settings = {**SMALL, "learning_starts": 0, "train_freq": 3, "gradient_steps": -1}
+    # Longer samples are there after the first learning phase only.
+    settings["policy_kwargs"] = {**SMALL["policy_kwargs"], "windows_per_sample": 1}
     assert RGRL("MlpEnsemblePolicy", env, **settings).learn(36)._n_updates == 36
 
 
