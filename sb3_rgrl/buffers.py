@@ -304,7 +304,7 @@ class SequenceReplayBuffer(SavedBuffer):
 
     def _starts_of_ended(self, order: np.ndarray) -> np.ndarray:
         running = [step % self.buffer_size for steps in self._episodes for step in steps if self._holds(step)]
-        return np.setdiff1d(order, [*self.successors[order], *running])
+        return np.setdiff1d(order, np.concatenate([self.successors[order], np.array(running, dtype=np.int64)]))
 
     def _chain_from(self, first: int, length: int) -> np.ndarray:
         places = np.empty(length, dtype=np.int64)

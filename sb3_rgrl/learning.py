@@ -30,7 +30,7 @@ class LearningAlgorithm(BaseAlgorithm):
     FISHER_WINDOWS: ClassVar[int] = 512
     # Of how many windows the units of states are measured anew before each learning phase, where features are learned.
     UNIT_WINDOWS: ClassVar[int] = 256
-    # By how many steps, the first ones, the time scale is measured at most.
+    # By how many steps, the first ones, the time scale and the length of episodes are measured at most.
     UNIT_STEPS: ClassVar[int] = 10_000
     # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
     # with a rare reward stay below.
@@ -120,7 +120,8 @@ class LearningAlgorithm(BaseAlgorithm):
                 measured = measured_action_repeat(before[0], after[0])
             scales.action_repeat.fill_(min(measured, max(1, buffer.buffer_size // (buffer.sequence_length * self.n_envs))))
         buffer.set_windows(policy.action_repeat, buffer.sequence_length)
-        if buffer.n_windows == 0 and not scales.is_ready:
+        # Asked at the beginning alone: it takes a pass over the buffer.
+        if buffer.n_windows == 0 and not scales.is_ready and buffer.size() <= self.UNIT_STEPS:
             self._shorten_windows(buffer)
 
     def _shorten_windows(self, buffer: SequenceReplayBuffer) -> None:

@@ -171,7 +171,8 @@ def test_state_is_the_parts_side_by_side():
     ]
 
 
-def test_learns_what_a_part_tells():
+@pytest.mark.parametrize(("windows_per_sample", "n_steps"), [(1, 250), (None, 750)])
+def test_learns_what_a_part_tells(windows_per_sample, n_steps):
     class Told(gym.Env):
         """The right action is in a part of its own."""
 
@@ -194,9 +195,9 @@ def test_learns_what_a_part_tells():
     env = DummyVecEnv([lambda: Monitor(Told())])
     settings = {"plan_horizon": 2, "sequence_length": 1, "gamma": 0.5, "learning_starts": 100}
     # Each state is drawn anew, which is noticed after 1,000 steps only.
-    settings["policy_kwargs"] = {"execute_steps": 1}
-    # What members imagine of later states is of no use here, and half of what they learn from: 250 steps with one window.
-    model = RGRL("MultiInputEnsemblePolicy", env, seed=0, **settings).learn(750)
+    # Nothing can be imagined of later states, so samples of one window are learned from sooner.
+    settings["policy_kwargs"] = {"execute_steps": 1, "windows_per_sample": windows_per_sample}
+    model = RGRL("MultiInputEnsemblePolicy", env, seed=0, **settings).learn(n_steps)
     assert evaluate_policy(model, env, n_eval_episodes=5)[0] > 18.0
 
 

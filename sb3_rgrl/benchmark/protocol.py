@@ -26,7 +26,7 @@ from sb3_rgrl.benchmark.results import RunInfo
 N_EVAL_ENVS = 1
 """
 Environments of an evaluation. On several, those whose episodes have ended go on until the last one has: LunarLander-v3 took
-five times as many decisions on 20, and planning for many is hardly cheaper (docs/performance.md).
+3.2 times as many decisions on 20, and planning for many is hardly cheaper (docs/performance.md).
 """
 N_DECISIONS = 30
 """Decisions that are timed after each evaluation."""
