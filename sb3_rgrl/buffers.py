@@ -373,6 +373,11 @@ class SequenceReplayBuffer(SavedBuffer):
             self.sampler.add(fresh, np.full((self.sampler.n_members, len(fresh)), self._largest_error))
         return self.sampler.sample(batch_size)
 
+    @property
+    def draws_uniformly(self) -> bool:
+        """Whether all windows are drawn equally often, whatever their errors are."""
+        return self.sampler.exponent == 0.0
+
     def update_priorities(self, indices: np.ndarray, reward_errors: th.Tensor, return_errors: th.Tensor) -> None:
         """
         :param indices: Windows, shape (m, b).

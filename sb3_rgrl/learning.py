@@ -14,7 +14,7 @@ from sb3_rgrl.components import for_components
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.logs import Update, log_updates
 from sb3_rgrl.policies import EnsemblePolicy
-from sb3_rgrl.targets import WindowSamples, alive_before
+from sb3_rgrl.targets import WindowSamples, alive_before, split_windows
 from sb3_rgrl.time_scale import measured_action_repeat
 
 
@@ -32,6 +32,8 @@ class LearningAlgorithm(BaseAlgorithm):
     UNIT_WINDOWS: ClassVar[int] = 256
     # By how many steps, the first ones, the time scale and the length of episodes are measured at most.
     UNIT_STEPS: ClassVar[int] = 10_000
+    # Of how many updates windows are drawn at once, see :meth:`_draw`.
+    UPDATES_AT_ONCE: ClassVar[int] = 10
     # So many standard deviations away from the mean, a reward hides the differences of all others: those of ordinary tasks
     # with a rare reward stay below.
     OUTLIER: ClassVar[float] = 1e4
@@ -67,10 +69,8 @@ class LearningAlgorithm(BaseAlgorithm):
         self._update_learning_rate(policy.optimizer)
 
         updates = []
-        for _ in range(gradient_steps):
-            if buffer.priority_refresh == "all":
-                self._renew_priorities(buffer, buffer.all_windows())
-            updates.append(self._update(buffer, batch_size))
+        for windows in self._draw(buffer, gradient_steps, batch_size):
+            updates.append(self._update(buffer, windows))
             if self._stop_soon:
                 break
         self._check_weights()
@@ -80,14 +80,28 @@ class LearningAlgorithm(BaseAlgorithm):
         self._n_updates += len(updates)
         log_updates(self.logger, updates, self._n_updates)
 
-    def _update(self, buffer: SequenceReplayBuffer, batch_size: int) -> Update:
+    def _draw(self, buffer: SequenceReplayBuffer, n_updates: int, batch_size: int) -> Iterator[WindowSamples]:
         """
         :param buffer: The replay buffer.
-        :param batch_size: Windows per member.
+        :param n_updates: Number of updates.
+        :param batch_size: Windows per member and update.
+        :return: Windows for each update: those of several at once where the errors of one have no say in what the next one
+            draws, which is cheaper; but not those of images, for which there may be no room.
+        """
+        n_at_once = self.UPDATES_AT_ONCE if buffer.draws_uniformly and not self.policy.learns_features else 1
+        for first in range(0, n_updates, n_at_once):
+            if buffer.priority_refresh == "all":
+                self._renew_priorities(buffer, buffer.all_windows())
+            n_drawn = batch_size * min(n_at_once, n_updates - first)
+            yield from split_windows(buffer.sample(n_drawn, env=self._vec_normalize_env), batch_size)
+
+    def _update(self, buffer: SequenceReplayBuffer, windows: WindowSamples) -> Update:
+        """
+        :param buffer: The replay buffer.
+        :param windows: What is learned from.
         :return: How it went.
         """
         policy = self.policy
-        windows = buffer.sample(batch_size, env=self._vec_normalize_env)
         errors = policy.window_errors(windows)
         member_losses = errors.losses.mean(dim=-1)
         self._check_loss(member_losses)
@@ -96,7 +110,8 @@ class LearningAlgorithm(BaseAlgorithm):
         policy.optimizer.zero_grad()
         (loss + penalty).backward()  # type: ignore[no-untyped-call]
         policy.optimizer.step()
-        buffer.update_priorities(windows.indices, errors.rewards, errors.returns)
+        if not buffer.draws_uniformly:
+            buffer.update_priorities(windows.indices, errors.rewards, errors.returns)
         return Update(
             loss=loss.item() / self.ensemble_size,
             ewc_penalty=penalty.item() / self.ensemble_size,

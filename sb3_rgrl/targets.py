@@ -1,8 +1,8 @@
 """What the members learn to predict: the reward vector with its return-to-go, its units, and what is desired of it."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -37,6 +37,20 @@ class WindowSamples(NamedTuple):
     return_weights: th.Tensor
     """How much that return counts: the share of it that was observed, 0 while the episode runs, times what is left of it
     with age, shape (g, b, N)."""
+
+
+def split_windows(windows: WindowSamples, size: int) -> Iterator[WindowSamples]:
+    """
+    :param windows: b windows for each of g members.
+    :param size: How many of them at a time.
+    :return: The same in their order, ``size`` for each member, the last time what is left. Views.
+    """
+    for first in range(0, windows.indices.shape[1], size):
+
+        def some(part: Any, rows: slice = slice(first, first + size)) -> Any:
+            return {key: value[:, rows] for key, value in part.items()} if isinstance(part, dict) else part[:, rows]
+
+        yield WindowSamples(*map(some, windows))
 
 
 def alive_before(terminated: th.Tensor) -> th.Tensor:

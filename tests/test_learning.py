@@ -109,3 +109,32 @@ def test_members_learn_states_and_returns_unless_the_buffer_mixes_them_up(field,
         broken = trained_on_steer()
     assert learned < 0.3
     assert prediction_errors(broken)[field] > 1.5 * learned
+
+
+@pytest.mark.parametrize(
+    ("per_exponent", "n_updates", "drawn"),
+    [(0.0, 4, [20]), (0.0, 13, [50, 15]), (0.7, 3, [5, 5, 5])],
+    ids=["uniform", "uniform, more than at once", "prioritized"],
+)
+def test_windows_of_several_updates_are_drawn_at_once_where_errors_have_no_say(per_exponent, n_updates, drawn, monkeypatch):
+    model = trained_on_steer(per_exponent=per_exponent, gradient_steps=1, train_freq=200)
+    batches, learned, renewed = [], [], []
+    buffer, sample, update = model.replay_buffer, model.replay_buffer.sample, model._update
+
+    def counted_sample(n, env=None):
+        batches.append(n)
+        return sample(n, env)
+
+    def counted_update(buffer, windows):
+        learned.append(windows.indices)
+        assert len({part.shape[:2] for part in windows}) == 1
+        return update(buffer, windows)
+
+    monkeypatch.setattr(buffer, "sample", counted_sample)
+    monkeypatch.setattr(model, "_update", counted_update)
+    monkeypatch.setattr(buffer, "update_priorities", lambda *args: renewed.append(args))
+    model.train(n_updates, 5)
+    assert batches == drawn
+    assert [indices.shape for indices in learned] == [(5, 5)] * n_updates
+    assert len({indices.tobytes() for indices in learned}) == n_updates
+    assert len(renewed) == (n_updates if per_exponent > 0 else 0)

@@ -41,6 +41,16 @@ CASES = {
     ),
     "episodes": ({"train_freq": (2, "episode"), "gradient_steps": -1}, "ends early", 1),
     "three environments": ({"per_exponent": 1.0}, "normalized", 3),
+    # Plans are left in the middle of an action; windows are of two actions, each of three steps.
+    "long actions": (
+        {
+            "action_repeat": 3,
+            "sequence_length": 1,
+            "policy_kwargs": {"net_arch": [8], "windows_per_sample": 2, "execute_steps": 2},
+        },
+        "toy",
+        1,
+    ),
     "long warm-up": ({"learning_starts": 75, "action_noise_correlation": 0.9}, "toy", 1),
 }
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb3_rgrl import RGRL
-from sb3_rgrl.targets import Scales, Standardizer, alive_before, return_to_go
+from sb3_rgrl.targets import Scales, Standardizer, WindowSamples, alive_before, return_to_go, split_windows
 
 
 def naive_return_to_go(rewards: list[float], terminated: bool, gamma: float) -> tuple[list[float], list[float]]:
@@ -276,3 +276,20 @@ def test_records_and_units_do_not_depend_on_how_returns_age(recency):
     after = [discounted[max(n - 3, 0)] for n in range(30, 0, -1)]
     assert scales.return_to_go.mean.item() == pytest.approx(np.mean(after), rel=1e-5)
     assert scales.return_to_go.std.item() == pytest.approx(np.std(after), rel=1e-4)
+
+
+def test_windows_are_split_in_their_order():
+    numbers = np.arange(2 * 7).reshape(2, 7)
+    tensor = th.as_tensor(numbers, dtype=th.float32)
+    observations = {"one": tensor[..., None], "two": tensor[..., None, None]}
+    rest = [tensor[..., None] + k for k in range(6)]
+    after = {key: part[:, :, None] for key, part in observations.items()}
+    windows = WindowSamples(numbers, observations, *rest[:2], after, *rest[2:5])
+    parts = list(split_windows(windows, 3))
+    assert [part.indices.shape for part in parts] == [(2, 3), (2, 3), (2, 1)]
+    np.testing.assert_array_equal(np.concatenate([part.indices for part in parts], axis=1), numbers)
+    for name in ("actions", "rewards", "terminated", "returns_to_go", "return_weights"):
+        assert th.equal(th.cat([getattr(part, name) for part in parts], dim=1), getattr(windows, name)), name
+    for name in ("observations", "next_observations"):
+        for key, whole in getattr(windows, name).items():
+            assert th.equal(th.cat([getattr(part, name)[key] for part in parts], dim=1), whole), (name, key)
