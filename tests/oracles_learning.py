@@ -220,22 +220,19 @@ def window_errors(
     state = [(window.state[d] - units.state_mean[d]) / units.state_std[d] for d in range(dim)]
 
     of_rewards, of_changes, of_ends, of_returns, delta, returns, squares = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    n_told, n_passed, over, still_alive, has_ended, n_first = 0, 0, False, 1.0, 0.0, 0
+    n_told, n_passed, over, still_alive, n_first = 0, 0, False, 1.0, 0
     for start, expected in walk(predict, state, window.actions, length, relative_change):
         n_first = n_first or len(expected.ended) * dim
         for k in range(len(expected.ended)):
             end = end_probability(expected.ended[k])
-            has_ended += still_alive * end
-            # 1 - end with all digits
-            still_alive *= 1.0 / (1.0 + math.exp(4.0 * expected.ended[k] - 4.0))
-            ends_here = not over and window.terminated[n_told + k] == 1.0
-            # The surprise -log p about whether the episode is over by now
-            of_ends -= math.log(has_ended if over or ends_here else still_alive)
+            still_alive *= 1.0 - end
             if over:
+                # An end that was missed should have come by now.
+                of_ends -= math.log(1.0 - still_alive)
                 continue
             for j in range(k * every, (k + 1) * every):
                 reward = window.rewards[n_passed + j]
-                if ends_here:
+                if window.terminated[n_told + k] == 1.0:
                     error = expected.end_rewards[j] - (reward - units.end_reward_mean) / units.end_reward_std
                     of_rewards += error**2
                 else:
@@ -249,11 +246,14 @@ def window_errors(
                 if n_passed == 0:
                     squares += (expected.state_change[k][d] - left) ** 2
                 of_changes += huber(expected.state_change[k][d] - left)
+            # The surprise -log p of what happened; 1 / p = 1 + exp(-logit) of an end, 1 + exp(logit) of none.
+            logit = 4.0 * expected.ended[k] - 4.0
+            of_ends += math.log1p(math.exp(-logit if window.terminated[n_told + k] == 1.0 else logit))
             error = expected.return_to_go[k] - (window.returns_to_go[n_told + k] - units.return_mean) / units.return_std
             weight = return_weight * window.return_weights[n_told + k]
             of_returns += 2.0 * (return_expectile if error < 0 else 1.0 - return_expectile) * weight * error**2
             returns += weight * abs(error)
-            over = ends_here
+            over = window.terminated[n_told + k] == 1.0
         n_told += len(expected.ended)
         n_passed += length
     n_changes = n_milestones * dim
