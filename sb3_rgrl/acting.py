@@ -176,9 +176,9 @@ class ActingAlgorithm(BaseAlgorithm):
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
         if self.random_action_hold > 0:
-            assert self.replay_buffer is not None
+            # From the space's generator, of which learning has no part: how random actions explore depends on the seed alone.
             # Drawn at the first step, too, where nothing is held: going on from a checkpoint must draw the same.
-            held = self.replay_buffer.rng.random(self.n_envs) < self.random_action_hold
+            held = self.action_space.np_random.random(self.n_envs) < self.random_action_hold
             held &= ~episode_starts
             if self._last_random_actions is not None:
                 actions[held] = self._last_random_actions[held]

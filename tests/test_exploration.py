@@ -74,3 +74,15 @@ def test_training_explores_with_what_it_was_told():
 def test_none_is_refused(bad):
     with pytest.raises(ValueError, match="exploration_candidates must be at least 1"):
         RGRL("MlpEnsemblePolicy", "CartPole-v1", exploration_candidates=bad)
+
+
+def test_random_actions_depend_on_the_seed_alone():
+    # However much is learned in the meantime, and from how many windows at once.
+    taken = []
+    for settings in ({}, {"batch_size": 7, "gradient_steps": 3}, {"train_freq": 5}):
+        model = RGRL("MlpEnsemblePolicy", "Pendulum-v1", seed=0, **{**SMALL, "learning_starts": 20, **settings}).learn(60)
+        assert model._n_updates > 0
+        taken.append(model.replay_buffer.actions[:60].copy())
+    assert len(np.unique(taken[0])) < 50, "some were held"
+    for others in taken[1:]:
+        np.testing.assert_array_equal(taken[0], others)
