@@ -1,5 +1,7 @@
 """How long an action of a plan lasts: the task's own time scale."""
 
+import math
+
 import torch as th
 
 # States should change by about so many of their standard deviations while an action lasts: far more, and there is no time to
@@ -12,9 +14,10 @@ LONGEST = 4
 def measured_action_repeat(states: th.Tensor, next_states: th.Tensor) -> int:
     """
     How many steps actions last, measured by how fast states change: a step of CartPole-v1 changes each element of the
-    state by 0.22 of its standard deviation in the root mean square, one of Acrobot-v1 by 0.5, one of MountainCar-v0 by 0.08,
-    whose car needs a hundred steps to its goal. As a plan has a given number of actions, this is also how far it sees
-    (docs/tried.md, "The time scale of a task").
+    state by 0.22 of its standard deviation, one of Acrobot-v1 by 0.5, one of MountainCar-v0 by 0.08, whose car needs a
+    hundred steps to its goal. As a plan has a given number of actions, this is also how far it sees (docs/tried.md, "The time
+    scale of a task"). What is usual counts: the root mean square or, if that is less, what it would be for normal numbers of
+    the same mean absolute value. One crash in two hundred steps is no reason for haste ("A crash is no time scale").
 
     :param states: States before each of n steps, shape (n, d).
     :param next_states: States after them, shape (n, d).
@@ -24,9 +27,10 @@ def measured_action_repeat(states: th.Tensor, next_states: th.Tensor) -> int:
     if len(states) < 2:
         return 1
     std = states.double().std(dim=0, correction=0)
-    change = (next_states.double() - states.double()).square().mean(dim=0).sqrt()
-    changes = (std > 0) & (change > 0)
-    if not changes.any():
+    changes = next_states.double() - states.double()
+    change = th.minimum(changes.square().mean(dim=0).sqrt(), math.sqrt(0.5 * math.pi) * changes.abs().mean(dim=0))
+    moves = (std > 0) & (change > 0)
+    if not moves.any():
         return 1
-    typical = float((change / std)[changes].median())
+    typical = float((change / std)[moves].median())
     return max(1, min(LONGEST, int(CHANGE_PER_ACTION / typical)))

@@ -47,6 +47,16 @@ def test_what_stays_and_what_jumps_does_not_decide():
     assert measured_action_repeat(*columns) == measured_action_repeat(before, after) == 3
 
 
+def test_what_happens_once_does_not_decide():
+    # A crash turns all but one of the elements around, as those of a lander that touches the ground.
+    before, after = walk(0.1, n_steps=200)
+    crashed = after.clone()
+    crashed[100, 1:] += 5.0
+    rms = (crashed - before).square().mean(dim=0).sqrt() / before.std(dim=0)
+    assert rms[1:].min() > 0.32, "the root mean square alone would have actions of one step"
+    assert measured_action_repeat(before, crashed) in (2, 3)
+
+
 def test_states_that_tell_nothing_of_time():
     nothing = th.zeros(0, 2)
     constant = th.ones(10, 2)
