@@ -57,6 +57,12 @@ def test_what_happens_once_does_not_decide():
     assert measured_action_repeat(before, crashed) in (2, 3)
 
 
+def test_one_of_many_that_changes_at_each_step_is_not_slow():
+    # Each element of a one-hot vector of 500 stands still at nearly all steps.
+    one_hot = th.eye(500)[th.from_numpy(np.random.default_rng(0).integers(500, size=2001))]
+    assert measured_action_repeat(one_hot[:-1], one_hot[1:]) == 1
+
+
 def test_states_that_tell_nothing_of_time():
     nothing = th.zeros(0, 2)
     constant = th.ones(10, 2)
