@@ -90,7 +90,7 @@ class LearningAlgorithm(BaseAlgorithm):
         """
         n_at_once = self.UPDATES_AT_ONCE if buffer.draws_uniformly and not self.policy.learns_features else 1
         for first in range(0, n_updates, n_at_once):
-            if buffer.priority_refresh == "all":
+            if buffer.priority_refresh == "all" and not buffer.draws_uniformly:
                 self._renew_priorities(buffer, buffer.all_windows())
             n_drawn = batch_size * min(n_at_once, n_updates - first)
             yield from split_windows(buffer.sample(n_drawn, env=self._vec_normalize_env), batch_size)

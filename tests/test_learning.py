@@ -36,8 +36,8 @@ class Steer(gym.Env):
 
 
 def trained_on_steer(**changes) -> RGRL:
-    # Episodes have 20 steps, so a return over 100 steps would be mostly guessed. Measured, actions last one step or two.
-    settings = {"plan_horizon": 6, "sequence_length": 3, "action_repeat": 1, "learning_starts": 100, "gamma": 0.9, **changes}
+    # Episodes have 20 steps, so a return over 100 steps would be mostly guessed.
+    settings = {"plan_horizon": 6, "sequence_length": 3, "learning_starts": 100, "gamma": 0.9, **changes}
     return RGRL("MlpEnsemblePolicy", Steer(), seed=0, **settings).learn(1_000)
 
 
