@@ -153,7 +153,7 @@ def test_a_pass_over_the_whole_buffer_for_fisher_is_cut_short(tmp_path: Path, ha
 
 def test_renewing_all_priorities_is_cut_short(tmp_path: Path, handlers, monkeypatch):
     monkeypatch.setattr(RGRL, "_windows_at_once", 4)
-    model, asked = make_model(replay_buffer_kwargs={"priority_refresh": "all"}), []
+    model, asked = make_model(per_exponent=1.0, replay_buffer_kwargs={"priority_refresh": "all"}), []
     renew, window_errors = RGRL._renew_priorities, model.policy.window_errors
 
     def watch(*args, **kwargs):
