@@ -164,7 +164,7 @@ class MwmSgdPlanner:
         plans, steps = _copy(preactivated), []
         dealt = generator if isinstance(generator, list) else self.deal(len(plans), generator)
         # A plan that runs away ends as NaN in silence, in NumPy as in torch: `pick_best` leaves it out.
-        with th.no_grad(), np.errstate(over="ignore", invalid="ignore"):
+        with th.no_grad(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for iteration in range(self.n_iterations if n_iterations is None else int(n_iterations.max())):
                 error, gradient = self._judge(plans, gradient_fn, *dealt[iteration])
                 steps.append((plans, error))
@@ -383,7 +383,7 @@ def pick_best(errors: Array) -> tuple[Array, Array, Array]:
     :return: The index p of the best plan, its mean error, infinite where no plan has one, and the members' disagreement
         (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         mean = errors.sum(0) / len(errors)
         # A plan whose error is not a number is no plan, and must not hide the others.
         mean[mean != mean] = math.inf
