@@ -46,8 +46,9 @@ class ActingAlgorithm(BaseAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         assert self.replay_buffer is not None
-        if self.env is not None:
-            self.replay_buffer.set_env(self.env)
+        # An AssertionError, as in SB3.
+        assert self.env is not None, "There is no environment to learn in: call set_env(env) first, or load(path, env=env)"
+        self.replay_buffer.set_env(self.env)
         self._stop_soon = False
         environment_resets = reset_num_timesteps or self._last_obs is None
         if environment_resets:

@@ -1,5 +1,6 @@
 """Arguments of agents and policies: what cannot be is told before anything is made of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,21 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
     if not isinstance(frequency, int) or frequency < 1:
         raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
     return parsed
+
+
+def check_net_arch(net_arch: Any) -> None:
+    """
+    :param net_arch: Widths of the members' hidden layers, or None.
+    :raises ValueError: If it is something else, such as SB3's dictionaries for actors and critics.
+    """
+    if net_arch is None:
+        return
+    is_list = isinstance(net_arch, (Sequence, np.ndarray)) and not isinstance(net_arch, str)
+    if not is_list or not all(isinstance(width, (int, np.integer)) for width in net_arch):
+        raise ValueError(
+            f"net_arch must be the widths of the hidden layers, such as [64, 64]: all nets of RGRL are members of the same "
+            f"kind, there is no actor and no critic; got {net_arch!r}"
+        )
 
 
 def check_policy(

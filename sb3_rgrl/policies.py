@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.arguments import NotAnImageError, check_policy
+from sb3_rgrl.arguments import NotAnImageError, check_net_arch, check_policy
 from sb3_rgrl.components import reward_shape_of
 from sb3_rgrl.court import Court
 from sb3_rgrl.deciding import DecidingPolicy
@@ -188,6 +188,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
+        check_net_arch(net_arch)
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer

@@ -180,7 +180,7 @@ class SavedAlgorithm(BaseAlgorithm):
             params.pop("ewc", None)
         elif not params.get("ewc") and not self.ewc.pulls:
             params["ewc"] = self.ewc.state_dict()  # type: ignore[assignment]
-        check_parameters(self, params)
+        check_parameters(self, params, exact_match)
         super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:

@@ -149,11 +149,16 @@ def _n_numbers(entries: Mapping[str, bytes]) -> int:
     return len(entries.get("policy.pth", b"")) // 4
 
 
-def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any]) -> None:
+def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any], exact_match: bool = True) -> None:
     """
-    What SB3 takes without a look: the optimizer's state, whose shapes nobody compares, and weights that are no numbers.
+    What SB3 takes without a look: the optimizer's state, whose shapes nobody compares, and weights that are no numbers. And
+    what torch finds out when it has overwritten half of the weights: that others are missing, or of another shape.
 
+    :param model: The agent.
+    :param params: State dictionaries by name.
+    :param exact_match: Whether every parameter of every object has to be there.
     :raises ValueError: If they do not fit the agent.
+    :raises RuntimeError: If weights are missing, unknown or of another shape; it is what torch raises.
     """
     state_dict_names, _ = model._get_torch_save_params()
     for name, state in params.items():
@@ -161,6 +166,9 @@ def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any]) -> None:
             raise ValueError(f"It has {name[:80]!r}, an invalid object name: this agent has {', '.join(state_dict_names)}")
         if not isinstance(state, dict):
             raise ValueError(f"The parameters {name} are no dictionary")
+        if isinstance(attribute := recursive_getattr(model, name), EnsemblePolicy):
+            _check_weights(name, attribute.state_dict(), state, exact_match)
+    for name, state in params.items():
         attribute = recursive_getattr(model, name)
         if isinstance(attribute, th.optim.Optimizer):
             _check_optimizer_state(name, attribute, state)
@@ -168,6 +176,19 @@ def check_parameters(model: BaseAlgorithm, params: Mapping[str, Any]) -> None:
             for key, tensor in state.items():
                 if not isinstance(tensor, th.Tensor) or bool(th.isnan(tensor).any()):
                     raise ValueError(f"{key} of {name} is no tensor, or has elements that are not a number")
+
+
+def _check_weights(name: str, own: Mapping[str, Any], state: Mapping[str, Any], exact_match: bool) -> None:
+    faults = [
+        f"size mismatch for {key}: {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if isinstance(state[key], th.Tensor) and state[key].shape != own[key].shape
+    ]
+    if exact_match:
+        faults += [f"Missing key {key!r}" for key in own.keys() - state.keys()]
+        faults += [f"Unexpected key {key!r}" for key in state.keys() - own.keys()]
+    if faults:
+        raise RuntimeError(f"The parameters {name} do not fit this agent: {'; '.join(sorted(faults))}")
 
 
 def _check_optimizer_state(name: str, optimizer: th.optim.Optimizer, state: Mapping[str, Any]) -> None:

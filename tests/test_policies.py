@@ -193,6 +193,9 @@ def test_unfit_kwargs():
         make_model("LstmEnsemblePolicy", policy_kwargs={"net_arch": []})
     with pytest.raises(ValueError, match="net_arch of attention members is"):
         make_model("AttentionEnsemblePolicy", policy_kwargs={"net_arch": [6]})
+    for net_arch in ({"pi": [8], "qf": [8]}, 8, "8", [8, "8"]):
+        with pytest.raises(ValueError, match="net_arch must be the widths of the hidden layers"):
+            make_model(policy_kwargs={"net_arch": net_arch})
     with pytest.raises(ValueError, match="must add up to ensemble_size 2, got"):
         make_model(policy_kwargs={"member_groups": [{"n_members": 3}]})
     with pytest.raises(ValueError, match=r"Members must be of one of the kinds .*, got 'cnn'"):

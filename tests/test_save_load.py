@@ -189,10 +189,26 @@ def test_parameters_that_are_not_complete(model):
     partly = {"policy": {name: th.zeros_like(before["policy"][name]) for name in most}}
     with pytest.raises(RuntimeError, match="Missing key"):
         model.set_parameters({**before, **partly}, exact_match=True)
+    # As in SB3's own test, where the optimizer's are not complete either.
+    optimizer = {"policy.optimizer": {"state": before["policy.optimizer"]["state"]}}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.set_parameters({**partly, **optimizer}, exact_match=True)
+    wider = {"policy": {**before["policy"], last: th.zeros(7)}}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.set_parameters(wider, exact_match=False)
+    unchanged = model.get_parameters()["policy"]
+    assert all(th.equal(unchanged[name], before["policy"][name]) for name in before["policy"])
     model.set_parameters(partly, exact_match=False)
     after = model.get_parameters()["policy"]
     assert not any(after[name].any() for name in most)
     assert th.equal(after[last], before["policy"][last])
+
+
+def test_an_agent_without_an_environment_does_not_learn(model, tmp_path):
+    model.save(tmp_path / "agent")
+    loaded = RGRL.load(tmp_path / "agent")
+    with pytest.raises(AssertionError, match="call set_env"):
+        loaded.learn(10)
 
 
 def test_elastic_weight_consolidation_may_be_switched_at_load(model, tmp_path):
