@@ -136,17 +136,25 @@ class LearningAlgorithm(BaseAlgorithm):
             scales.action_repeat.fill_(min(measured, max(1, buffer.buffer_size // (buffer.sequence_length * self.n_envs))))
         buffer.set_windows(policy.action_repeat, buffer.sequence_length)
         # Asked at the beginning alone: it takes a pass over the buffer.
-        if buffer.n_windows == 0 and not scales.is_ready and buffer.size() <= self.UNIT_STEPS:
+        if not scales.is_ready and buffer.size() <= self.UNIT_STEPS:
             self._shorten_windows(buffer)
 
     def _shorten_windows(self, buffer: SequenceReplayBuffer) -> None:
-        """Where all episodes were cut off before the end of a window, let it be as long as the longest of them."""
-        scales, n_steps = self.policy.scales, buffer.longest_cut_episode()
-        if self.action_repeat is None and n_steps >= self.sequence_length:
-            scales.action_repeat.clamp_(max=n_steps // self.sequence_length)
-        n_actions = n_steps // self.policy.action_repeat
-        if n_actions >= self.sequence_length:
-            buffer.set_windows(self.policy.action_repeat, n_actions - n_actions % self.sequence_length)
+        """
+        Where episodes are cut off early, let windows be short. What follows a cut is not known, so the last steps before it
+        start no window; if these are most, members know little but of episodes that ended in time, the good ones where
+        an end is the goal. So seven in eight steps of the longest episode shall start one, or, if ``windows_per_sample``
+        was asked for, one of them.
+        """
+        policy, length, n_steps = self.policy, self.sequence_length, buffer.longest_cut_episode()
+        if n_steps < length:
+            return
+        if self.action_repeat is None:
+            policy.scales.action_repeat.clamp_(max=n_steps // length)
+        most = n_steps if "windows_per_sample" in self.policy_kwargs else 1 + n_steps // 8
+        n_actions = min(buffer.sequence_length, max(length, most // policy.action_repeat))
+        if n_actions * policy.action_repeat <= n_steps:
+            buffer.set_windows(policy.action_repeat, n_actions - n_actions % length)
 
     def _take_in_new_windows(self, buffer: SequenceReplayBuffer) -> None:
         """Let new windows and returns into the units of the members, and give them their first priorities."""

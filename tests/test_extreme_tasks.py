@@ -222,6 +222,32 @@ def test_episodes_that_are_cut_off_before_six_actions_give_shorter_samples(lengt
     assert loaded.replay_buffer.sequence_length == n_actions
 
 
+@pytest.mark.parametrize(("length", "n_actions"), [(3, 3), (8, 3), (40, 6), (100, 6)])
+def test_most_steps_of_episodes_that_are_cut_off_start_a_sample(length, n_actions):
+    # Six actions in a row would leave out all but three steps of an episode of eight.
+    model = trained(250, {"length": length}, action_repeat=1, learning_starts=120, policy_kwargs={"net_arch": [8]})
+    assert model.replay_buffer.sequence_length == n_actions
+    assert model._n_updates > 0
+
+
+def test_an_episode_that_ended_does_not_hide_those_that_were_cut_off():
+    class Lucky(Steer):
+        """One episode in four ends before its time limit of two steps."""
+
+        def reset(self, **kwargs) -> tuple[np.ndarray, dict]:
+            self.n_episodes = getattr(self, "n_episodes", 0) + 1
+            return super().reset(**kwargs)
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            seen, reward, _, truncated, infos = super().step(action)
+            return seen, reward, self.n_episodes % 4 == 0, truncated, infos
+
+    settings = {**ABLE, "sequence_length": 1, "plan_horizon": 3, "learning_starts": 50}
+    model = RGRL("MlpEnsemblePolicy", Lucky(length=2), **settings).learn(100)
+    assert model.replay_buffer.sequence_length == 1
+    assert model.replay_buffer.n_windows == 100
+
+
 def test_measured_steps_of_an_action_fit_into_episodes_that_are_cut_off():
     class Slow(Steer):
         """Episodes differ far more than their steps do."""
