@@ -265,15 +265,17 @@ class Settings:
     :param n_steps: Steps of training.
     :param n_iterations: Iterations of a block.
     :param dropout: Probability that a hidden unit is missing from a thinned member.
+    :param n_attempts: How often a table that the nets refuse is begun at most.
     """
 
     n_members: int
     n_steps: int
     n_iterations: int
     dropout: float
+    n_attempts: int
 
 
-SETTINGS = {4: Settings(5, 800, 50, 0.0), 6: Settings(5, 2_000, 50, 0.0), 9: Settings(5, 4_000, 50, 0.0)}
+SETTINGS = {4: Settings(5, 800, 50, 0.0, 3), 6: Settings(5, 2_000, 50, 0.0, 3), 9: Settings(10, 4_000, 50, 0.0, 20)}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -291,9 +293,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=_positive, help="iterations of a block, after which a cell is fixed")
     parser.add_argument("--learning-rate", type=float, default=Effort.learning_rate, help="step size on the cells")
     parser.add_argument("--sure", type=float, default=Effort.sure, help="cells larger than this are fixed as well; 1: none is")
-    parser.add_argument(
-        "--attempts", type=_positive, default=3, help="how often a table that the nets refuse is begun at most"
-    )
+    parser.add_argument("--attempts", type=_positive, help="how often a table that the nets refuse is begun at most")
     parser.add_argument("--noise", type=float, default=NOISE, help="noise on what the nets see while they learn")
     parser.add_argument("--dropout", type=float, help="probability that a hidden unit is missing")
     parser.add_argument("--nets", type=Path, help="file of trained nets: read if it is there, else written")
@@ -306,6 +306,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("steps", settings.n_steps),
         ("iterations", settings.n_iterations),
         ("dropout", settings.dropout),
+        ("attempts", settings.n_attempts),
     ):
         if getattr(parsed, name) is None:
             setattr(parsed, name, value)
