@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 
 from sb3_rgrl.court import Court, Draws
 from sb3_rgrl.execution import go_on, left_of
@@ -152,7 +152,10 @@ class DecidingPolicy(ExpectingPolicy):
         :return: What the noise of a deterministic decision depends on, the same to the last bit for an observation alone
             and for one among many, shape (n, k).
         """
-        if type(self.features_extractor) is FlattenExtractor:
+        extractor = self.features_extractor
+        # Without images, SB3's extractor for dicts puts parts side by side: such an agent decides as one that sees them so.
+        puts_side_by_side = type(extractor) is CombinedExtractor and next(extractor.parameters(), None) is None
+        if type(extractor) is FlattenExtractor or puts_side_by_side:
             return _as_numpy(states)
         # Nets round in another way for each number of rows: their features are no key, the observation itself is.
         tensors, _ = self.obs_to_tensor(observation)

@@ -163,6 +163,30 @@ def test_noise_depends_on_every_part():
     np.testing.assert_array_equal(policy.plan(observation_at(2)).descent.path()[0], noise)
 
 
+class Named(gym.ObservationWrapper):
+    """The observation is a part of a dict, and the only one."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Dict({"vec": env.observation_space})
+
+    def observation(self, observation):
+        return {"vec": observation}
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_a_dict_of_one_vector_is_that_vector(env_id):
+    settings = {**SMALL, "seed": 1}
+    plain = RGRL("MlpEnsemblePolicy", gym.make(env_id), **settings)
+    of_dict = RGRL("MultiInputEnsemblePolicy", Named(gym.make(env_id)), **settings)
+    seen = plain.observation_space.sample()
+    for _ in range(2):
+        actions = [plain.predict(seen, deterministic=True)[0], of_dict.predict({"vec": seen}, deterministic=True)[0]]
+        np.testing.assert_array_equal(*actions)
+        plain.learn(120)
+        of_dict.learn(120)
+
+
 def test_state_is_the_parts_side_by_side():
     policy = make_model(Counter(("choice", "switches", "vector"))).policy
     # In the order of the keys, as gymnasium sorts them.
