@@ -340,6 +340,22 @@ def test_cut_running_episodes_ends_them_without_termination():
     assert_same(buffer, naive)
 
 
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_windows_of_another_length_are_those_of_a_buffer_that_had_it_from_the_start(length):
+    buffer, naive, rng = make_buffer(n_envs=2, milestone_every=1), NaiveBuffer(20, 2, length, 1), np.random.default_rng(0)
+    endings = [[None, None], [None, "truncated"], [None, None], ["terminated", None], [None, None], [None, "truncated"]]
+    for ending in endings:
+        step_both(buffer, naive, ending, rng)
+    # Of two and of four steps; the one of four steps that terminated was not cut off.
+    assert buffer.longest_cut_episode() == 4
+    buffer.set_windows(1, length)
+    assert_same(buffer, naive)
+    # The ring is overwritten, and episodes that ran go on.
+    for ending in 2 * endings:
+        step_both(buffer, naive, ending, rng)
+        assert_same(buffer, naive)
+
+
 @pytest.mark.parametrize("n_steps", [6, 17])
 def test_everything_is_new_once_more(n_steps):
     # 20 steps fit in: after 17 of two environments, the ring was overwritten.

@@ -206,6 +206,19 @@ def test_learn_windows_sets_units_and_the_best_reward():
     assert scales.best_reward.item() == 0.5
 
 
+def test_what_comes_after_the_end_is_no_change_of_state():
+    scales = Scales(1)
+    changes = th.tensor([[[2.0], [0.0], [0.0]], [[-2.0], [2.0], [-2.0]]])
+    ends = th.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    scales.learn_windows(th.zeros(2, 1), changes, th.zeros(2, 3), ends)
+    assert scales.state_change.std.item() == pytest.approx(2.0)
+
+
+def test_steps_of_an_action_are_not_known_before_they_are_measured():
+    assert Scales(1).action_repeat.item() == 0
+    assert Scales(1, action_repeat=3).action_repeat.item() == 3
+
+
 def test_learn_windows_takes_the_changes_to_all_milestones():
     scales = Scales(1)
     # Two windows with three milestones each; changes are rows of their own, so no window counts for its state thrice.
