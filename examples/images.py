@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA, PICTURE = ROOT / "docs" / "data" / "images.csv", ROOT / "docs" / "images" / "images.png"
 COLUMNS = ("run", "steps", "training_return", "evaluation_return", "evaluation_std")
 SIZE = 40
-# Where they are not the defaults: fewer features, for the time they take, and a new plan at each step, for little is foreseen.
+# Where they are not the defaults: fewer features, for the time they take, and a new plan at each step (docs/images.md).
 SETTINGS: dict[str, Any] = {
     "learning_starts": 500,
     "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 64}, "execute_steps": 1},

@@ -151,7 +151,8 @@ class LearningAlgorithm(BaseAlgorithm):
             return
         if self.action_repeat is None:
             policy.scales.action_repeat.clamp_(max=n_steps // length)
-        most = n_steps if "windows_per_sample" in self.policy_kwargs else 1 + n_steps // 8
+        was_asked_for = self.policy_kwargs.get("windows_per_sample") is not None
+        most = n_steps if was_asked_for else 1 + n_steps // 8
         n_actions = min(buffer.sequence_length, max(length, most // policy.action_repeat))
         if n_actions * policy.action_repeat <= n_steps:
             buffer.set_windows(policy.action_repeat, n_actions - n_actions % length)

@@ -73,8 +73,8 @@ class EnsemblePolicy(DecidingPolicy):
         most, see :class:`~sb3_rgrl.trust.Foresight`. None: for three, and for one action at most if that lasts
         several.
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
-        states that they expect, as they do in plans. None: as many as hold six actions, or one where a features extractor
-        learns.
+        states that they expect, as they do in plans. None: as many as hold six actions, or fewer where episodes are cut off
+        early; one where a features extractor learns.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
@@ -162,6 +162,7 @@ class EnsemblePolicy(DecidingPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=self._optimizer_kwargs(optimizer_class) if optimizer_kwargs is None else optimizer_kwargs,
         )
+        check_net_arch(net_arch)
         check_policy(
             plan_horizon=plan_horizon,
             sequence_length=sequence_length,
@@ -188,7 +189,6 @@ class EnsemblePolicy(DecidingPolicy):
         self.fast_gradients = fast_gradients
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
-        check_net_arch(net_arch)
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer

@@ -225,7 +225,8 @@ def test_episodes_that_are_cut_off_before_six_actions_give_shorter_samples(lengt
 @pytest.mark.parametrize(("length", "n_actions"), [(3, 3), (8, 3), (40, 6), (100, 6)])
 def test_most_steps_of_episodes_that_are_cut_off_start_a_sample(length, n_actions):
     # Six actions in a row would leave out all but three steps of an episode of eight.
-    model = trained(250, {"length": length}, action_repeat=1, learning_starts=120, policy_kwargs={"net_arch": [8]})
+    settings = {"action_repeat": 1, "policy_kwargs": {"net_arch": [8], "windows_per_sample": None}}
+    model = trained(250, {"length": length}, learning_starts=120, **settings)
     assert model.replay_buffer.sequence_length == n_actions
     assert model._n_updates > 0
 
