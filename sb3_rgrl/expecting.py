@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.compiling import compiled
 from sb3_rgrl.ensemble import Ensemble, MixedEnsemble
 from sb3_rgrl.goals import DesiredReward, Goal, check_desired_reward, make_goal
 from sb3_rgrl.imagination import Outcome, Units, imagine
@@ -42,6 +43,7 @@ class ExpectingPolicy(BasePolicy):
     return_weight: float
     return_expectile: float
     return_trust: float | None
+    compile_losses: bool
 
     # States
 
@@ -204,13 +206,15 @@ class ExpectingPolicy(BasePolicy):
     def window_errors(self, windows: WindowSamples, thin: bool = True) -> WindowErrors:
         """
         :param windows: Windows of all m members.
-        :param thin: Whether members are thinned by dropout.
+        :param thin: Whether members are thinned by dropout, as they are where they learn.
         :return: The members' errors on them, Eq. (3).
         """
+        # Elsewhere the number of windows is another one each time, and each would be compiled anew.
+        errors_of = compiled(window_errors) if self.compile_losses and thin else window_errors
         members = self.ensemble.members(thinning=self.generator if thin else None)
         states, next_states = self.states_of(windows.observations), self.next_states_of(windows)
         weights = self.return_weight, self.return_expectile
-        return window_errors(self.ensemble, members, self.scales, windows, states, next_states, *weights)
+        return errors_of(self.ensemble, members, self.scales, windows, states, next_states, *weights)
 
 
 @contextmanager

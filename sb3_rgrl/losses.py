@@ -55,7 +55,21 @@ def _end_losses(logits: th.Tensor, terminated: th.Tensor, alive: th.Tensor) -> t
     told = nn.functional.binary_cross_entropy_with_logits(logits, terminated, reduction="none")
     # Of the probability that the episode goes on for so long; 1 itself would be infinitely surprising.
     log_alive = nn.functional.logsigmoid(-logits).cumsum(dim=-1).clamp(max=-1e-30)
-    return th.where(alive > 0, told, -th.log(-th.expm1(log_alive)))
+    return th.where(alive > 0, told, -_log_of_rest(log_alive))
+
+
+def _log_of_rest(log_p: th.Tensor) -> th.Tensor:
+    """
+    :param log_p: Logarithm of a probability p < 1, any shape.
+    :return: log(1 - p), same shape.
+    """
+    if not th.compiler.is_compiling():
+        return th.log(-th.expm1(log_p))
+    # Compiled, expm1 is exp less 1 (torch 2.13), of which nothing is left near 0: the logarithm of
+    # (1 - e^x) / -x = e^(x/2) sinh(x/2) / (x/2) as a series instead, whose next term is below 1e-7 there.
+    near, far = log_p.clamp(min=-0.5), log_p.clamp(max=-0.5)
+    series = th.log(-near) + near / 2 + near**2 / 24 - near**4 / 2880
+    return th.where(log_p > -0.5, series, th.log1p(-th.exp(far)))
 
 
 def window_errors(

@@ -77,6 +77,9 @@ class EnsemblePolicy(DecidingPolicy):
         early; one where a features extractor learns.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
+    :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn, for about
+        half the time of an update. That takes about a minute, some seconds where it was done before, and needs a C++
+        compiler, see docs/performance.md.
     :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
     :param activation_fn: Activation function of the members; None: the default of their kind.
     :param weight_initializer: How their weights begin, one of ``WEIGHT_INITIALIZERS``.
@@ -134,6 +137,7 @@ class EnsemblePolicy(DecidingPolicy):
         execute_steps: int | None = None,
         windows_per_sample: int | None = None,
         fast_gradients: bool = True,
+        compile_losses: bool = False,
         net_arch: Sequence[int] | None = None,
         activation_fn: type[nn.Module] | None = None,
         weight_initializer: str = "torch",
@@ -186,7 +190,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.return_trust = return_trust
-        self.fast_gradients = fast_gradients
+        self.fast_gradients, self.compile_losses = fast_gradients, compile_losses
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)

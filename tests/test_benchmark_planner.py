@@ -118,7 +118,7 @@ def test_updates_learn_from_three_windows_in_a_row(monkeypatch):
 
     monkeypatch.setattr(planner.EnsemblePolicy, "window_errors", window_errors)
     monkeypatch.setitem(planner.LEARNING, "dropout", 0.0)
-    without, with_step = planner.updates_against_products(planner.QUICK)
+    without, with_step = planner.updates_against_products(planner.QUICK, agents.make_agent(planner.LEARNING), "S")
     # The last two rounds: weights change after the update alone, whose optimizer makes its step.
     gradients, update, gradients_again, update_again = (errors.losses for errors in seen[-4:])
     assert th.equal(gradients, update)

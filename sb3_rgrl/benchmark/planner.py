@@ -59,6 +59,7 @@ class Effort:
     :param imports: Processes that import the package.
     :param sizes: Transitions in the buffer.
     :param blocks: Blocks of steps for each of these, at least.
+    :param compiled: Whether updates are measured with ``compile_losses``, too, which takes a minute to begin with.
     """
 
     seconds: float
@@ -66,10 +67,11 @@ class Effort:
     imports: int
     sizes: tuple[int, ...]
     blocks: int
+    compiled: bool
 
 
-FULL = Effort(seconds=10.0, iterations=20, imports=15, sizes=(1_000, 10_000, 100_000, 1_000_000), blocks=30)
-QUICK = Effort(seconds=0.2, iterations=3, imports=1, sizes=(1_000, 10_000), blocks=3)
+FULL = Effort(seconds=10.0, iterations=20, imports=15, sizes=(1_000, 10_000, 100_000, 1_000_000), blocks=30, compiled=True)
+QUICK = Effort(seconds=0.2, iterations=3, imports=1, sizes=(1_000, 10_000), blocks=3, compiled=False)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +131,10 @@ def measure(effort: Effort) -> Iterator[Figure]:
     yield from decisions_against_dqn(effort, shipped)
     yield decisions_at_once(effort, "S", small)
     yield decisions_at_once(effort, "shipped", shipped)
-    yield from updates_against_products(effort)
+    yield from updates_against_products(effort, make_agent(LEARNING), "S, 128 x 3 x 5")
+    if effort.compiled:
+        kwargs = {**LEARNING["policy_kwargs"], "compile_losses": True}
+        yield from updates_against_products(effort, make_agent({**LEARNING, "policy_kwargs": kwargs}), "the same, compiled")
     yield figure_of_memory()
     yield figure_of_import(effort)
     yield from decisions_on_gpu(effort)
@@ -304,12 +309,13 @@ def decisions_on_gpu(effort: Effort, device: str = "cuda", n_envs: tuple[int, ..
 # Learning
 
 
-def updates_against_products(effort: Effort) -> list[Figure]:
+def updates_against_products(effort: Effort, model: RGRL, setting: str) -> list[Figure]:
     """
     :param effort: How much.
+    :param model: Agent that learns.
+    :param setting: Name of the setting.
     :return: How many times as long as its matrix products an update takes, without and with the optimizer's step.
     """
-    model = make_agent(LEARNING)
     policy, optimizer = model.policy, model.policy.optimizer
     assert model.replay_buffer is not None
     windows = model.replay_buffer.sample(model.batch_size)
@@ -325,7 +331,7 @@ def updates_against_products(effort: Effort) -> list[Figure]:
         optimizer.step()
 
     times = in_turns([gradients, update, products_of_learning(policy, model.batch_size)], effort.seconds)
-    setting, what = "S, 128 x 3 x 5", "{} against {} by torch.bmm"
+    what = "{} against {} by torch.bmm"
     return [
         _ratio("loss and gradient / products", setting, times[:, [0, 2]], what, 1e3, "ms", at_most=4.0),
         _ratio("update / products", setting, times[:, 1:], what, 1e3, "ms", at_most=4.0),
