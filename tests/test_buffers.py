@@ -304,6 +304,18 @@ def test_capacity_is_never_exceeded_and_the_oldest_go_first():
     assert buffer.full
 
 
+@pytest.mark.parametrize(("n_steps", "n_asked"), [(4, 10), (4, 3), (7, 3), (12, 5), (12, 100)])
+def test_the_oldest_steps_are_told_from_before_to_after(n_steps, n_asked):
+    buffer, naive, rng = make_buffer(buffer_size=7, sequence_length=2), NaiveBuffer(7, 1, 2), np.random.default_rng(0)
+    for k in range(n_steps):
+        step_both(buffer, naive, ["terminated" if k % 3 == 2 else None], rng)
+    before, after = buffer.steps(n_asked)
+    expected = [(0, 1 + k // 3, k % 3) for k in range(max(0, n_steps - 7), n_steps)][:n_asked]
+    assert before.shape == after.shape == (1, len(expected), 3)
+    assert [tuple(row) for row in before[0].tolist()] == expected
+    assert [tuple(row) for row in after[0].tolist()] == [(env, episode, k + 1) for env, episode, k in expected]
+
+
 def test_weight_is_0_while_the_episode_runs():
     buffer, naive, rng = make_buffer(sequence_length=1), NaiveBuffer(20, 1, 1), np.random.default_rng(0)
     for _ in range(5):
@@ -656,7 +668,34 @@ NO_BUFFER = {
     "running steps outside": lambda: changed(running=np.array([[0, 20]])),
     "running environments outside": lambda: changed(running=np.array([[-1, 3]])),
     "running is no list of pairs": lambda: changed(running=np.arange(5)),
+    "new windows where none is": lambda: changed(new_windows=no_windows()),
+    "finished windows where none is": lambda: changed(finished_windows=no_windows()),
+    "new windows outside": lambda: changed(new_windows=np.array([20])),
+    "fewer steps added than there are": lambda: changed(n_added=np.array(19)),
+    "numbers of steps added": lambda: changed(n_added=np.array([26, 26])),
+    "windows of nothing": lambda: changed(sequence_length=np.array(0)),
+    "actions that last for nothing": lambda: changed(action_repeat=np.array(0)),
+    "errors without end": lambda: changed(largest_error=np.array(np.inf)),
 }
+
+
+def no_windows() -> np.ndarray:
+    """The first step of a saved buffer that starts no window."""
+    (steps,) = np.nonzero(~contents(filled()[0])["is_window"])
+    return steps[:1]
+
+
+def test_steps_without_priority_stay_so_by_another_exponent():
+    buffer, _ = filled(n_members=2, per_exponent=0.6, per_epsilon=0.1)
+    places = buffer.all_windows()
+    other = make_buffer(n_envs=2, n_members=2, per_exponent=1.0, per_epsilon=0.5)
+    other.load(io.BytesIO(saved(buffer)))
+    for member in range(2):
+        raised = (buffer.sampler.priorities(places)[member] ** (1.0 / 0.6) - 0.1 + 0.5) ** 1.0
+        np.testing.assert_allclose(other.sampler.priorities(places)[member], raised, rtol=1e-6)
+        elsewhere = np.setdiff1d(np.arange(20), places)
+        assert len(elsewhere) > 0
+        assert not other.sampler.priorities(elsewhere)[member].any()
 
 
 def assert_refused(buffer: SequenceReplayBuffer, file: bytes, match: str) -> None:

@@ -214,6 +214,45 @@ def test_what_comes_after_the_end_is_no_change_of_state():
     assert scales.state_change.std.item() == pytest.approx(2.0)
 
 
+def test_states_are_renewed_from_what_they_are_now_alone():
+    scales, rewards = Scales(1), th.tensor([[1.0, 2.0], [3.0, 4.0]])
+    scales.learn_windows(th.tensor([[100.0], [300.0]]), th.full((2, 2, 1), 50.0), rewards)
+    # Behind an end nothing counts.
+    alive = th.tensor([[1.0, 1.0], [1.0, 0.0]])
+    scales.renew_states(th.tensor([[1.0], [5.0]]), th.tensor([[[2.0], [-2.0]], [[2.0], [90.0]]]), alive)
+    assert scales.state.mean.item() == 3.0
+    assert scales.state.std.item() == 2.0
+    assert scales.state.count.item() == 2.0
+    assert scales.state_change.count.item() == 3.0
+    assert scales.state_change.std.item() == pytest.approx(2.0)
+    assert scales.reward.mean.item() == 2.5, "rewards are what they were"
+
+
+def test_rewards_are_small_beside_each_other_alone():
+    # Of 1e-9 and 3e-9 the difference is as good a unit as any; of states it would be rounding.
+    scales, tiny = Scales(1), th.tensor([[1e-9, 3e-9]])
+    scales.learn_windows(tiny.T, th.full((2, 1, 1), 1e-9), tiny.T)
+    for rewards in (scales.reward, scales.step_reward):
+        assert rewards.std.item() == pytest.approx(1e-9, rel=1e-4)
+    assert scales.state.std.item() == 1.0
+    # Always the same: that is their unit; always nothing: one.
+    same, nothing = Scales(1), Scales(1)
+    same.learn_windows(tiny.T, tiny.T[..., None], th.full((2, 1), 5.0))
+    nothing.learn_windows(tiny.T, tiny.T[..., None], th.zeros(2, 1))
+    assert same.reward.std.item() == 5.0
+    assert nothing.reward.std.item() == 1.0
+
+
+def test_units_are_summed_up_in_double_precision():
+    # In single precision 2^24 and 1 are 2^24.
+    standardizer = Standardizer(1, centred=False, robust=True)
+    standardizer.update(th.tensor([[2.0**12]]))
+    for _ in range(3):
+        standardizer.update(th.tensor([[1.0]]))
+    assert standardizer.squares.item() == 2.0**24 + 3.0
+    assert standardizer.sizes.item() == 2.0**12 + 3.0
+
+
 def test_steps_of_an_action_are_not_known_before_they_are_measured():
     assert Scales(1).action_repeat.item() == 0
     assert Scales(1, action_repeat=3).action_repeat.item() == 3
@@ -239,6 +278,14 @@ def test_learn_returns_counts_each_by_what_was_observed_of_it():
     variance = np.average((np.array(returns) - mean) ** 2, weights=weights)
     assert scales.return_to_go.std.item() == pytest.approx(variance**0.5, rel=1e-6)
     assert not scales.knows_returns, "what comes after a window is no record of a return"
+
+
+def test_best_return_counts_where_little_is_observed_of_any():
+    # With a discount near 1 and episodes that are cut off, weights are small, all of them.
+    scales = Scales(1)
+    scales.learn_best_return(th.tensor([7.0, 90.0]), th.tensor([0.1, 0.04]))
+    assert scales.largest_weight.item() == pytest.approx(0.1)
+    assert scales.best_return.item() == 7.0
 
 
 def test_best_return_ignores_records_of_which_little_was_observed():
