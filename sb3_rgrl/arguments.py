@@ -108,6 +108,7 @@ def check_policy(
     exploration_candidates: int,
     return_expectile: float,
     return_trust: float | None,
+    return_lambda: float,
     windows_per_sample: int | None,
 ) -> None:
     """
@@ -132,9 +133,28 @@ def check_policy(
         raise ValueError(f"execute_steps must be at least 1, got {execute_steps}")
     if exploration_candidates < 1:
         raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
+    check_returns(aim, return_expectile, return_trust, return_lambda)
+    if windows_per_sample is not None and windows_per_sample < 1:
+        raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
+
+
+def check_returns(aim: str, return_expectile: float, return_trust: float | None, return_lambda: float) -> None:
+    """
+    What is learned of returns, and how much of it counts in plans.
+
+    :raises ValueError: If one of them is out of its range, or says nothing with this aim.
+    """
     if not 0.0 < return_expectile < 1.0:
         raise ValueError(f"return_expectile must be more than 0 and less than 1, got {return_expectile}")
     if return_trust is not None and not 0.0 <= return_trust <= 1.0:
         raise ValueError(f"return_trust must be None or a number from 0 to 1, got {return_trust}")
-    if windows_per_sample is not None and windows_per_sample < 1:
-        raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")
+    if not 0.0 < return_lambda <= 1.0:
+        raise ValueError(
+            f"return_lambda must be more than 0 and at most 1, got {return_lambda}; to look one window ahead alone, take a "
+            "plan_horizon of sequence_length"
+        )
+    if return_lambda < 1.0 and aim != "return":
+        raise ValueError(
+            f"return_lambda={return_lambda} weighs returns, but aim={aim!r} aims at each reward: take aim='return', or leave "
+            "return_lambda at 1"
+        )

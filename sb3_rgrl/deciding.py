@@ -278,7 +278,7 @@ class DecidingPolicy(ExpectingPolicy):
             scales.end_reward.count,
         ]
         aimed_at = tuple(desired) if isinstance(desired, list) else desired
-        others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust)
+        others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust, self.return_lambda)
         return tensors, others
 
     def _choose(self, judges: Judges[Any], candidates: Any, descent: Descent[Any]) -> Plan:

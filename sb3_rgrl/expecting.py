@@ -43,6 +43,7 @@ class ExpectingPolicy(BasePolicy):
     return_weight: float
     return_expectile: float
     return_trust: float | None
+    return_lambda: float
     compile_losses: bool
 
     # States
@@ -186,6 +187,11 @@ class ExpectingPolicy(BasePolicy):
         """
         self.desired_reward = check_desired_reward(desired_reward, self.ensemble_size, self.reward_range, self.reward_shape)
 
+    @property
+    def n_windows(self) -> int:
+        """How many windows a plan has."""
+        return len(self.discounts) // self.ensemble.sequence_length
+
     def goal(self) -> Goal:
         """
         :return: What the members' plans aim at now.
@@ -199,6 +205,8 @@ class ExpectingPolicy(BasePolicy):
             self.gamma,
             self.return_weight,
             self.action_repeat,
+            self.n_windows,
+            self.return_lambda,
         )
 
     # Learning

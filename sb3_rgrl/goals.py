@@ -35,6 +35,8 @@ class Goal(NamedTuple):
     """Unit of the error of each component of a reward, shape (c,)."""
     return_scale: th.Tensor
     """Unit of the error of each component of a return, shape (c,)."""
+    shares: th.Tensor
+    """How much the return counts that is told after each of the plan's W windows, 1 in all, shape (W,)."""
 
     def of(self, chosen: th.Tensor | None) -> "Goal":
         """
@@ -62,12 +64,27 @@ class Goal(NamedTuple):
     def expected_return(self, outcome: Outcome) -> th.Tensor:
         """
         :param outcome: What members expect of plans.
-        :return: Its discounted return: that of the plan and, where it counts, of what follows, shape
+        :return: Its discounted return: that of the plan and, where it counts, of what follows; more exactly the mean, by
+            their shares, of the returns that are told after each window: of the way there and what follows. Shape
             (g, b, ``*reward_shape``).
         """
-        discounts = for_components(self.discounts, outcome.rewards.shape[3:])
-        total: th.Tensor = (outcome.rewards * discounts).sum(dim=2)
-        return total + self.final_discount * outcome.return_to_go if self.return_weight > 0 else total
+        shape = outcome.rewards.shape[3:]
+        total: th.Tensor = (outcome.rewards * for_components(self.discounts * self.on_the_way, shape)).sum(dim=2)
+        if self.return_weight <= 0:
+            return total
+        return total + (outcome.returns_to_go * for_components(self.discounts_after * self.shares, shape)).sum(dim=2)
+
+    @property
+    def on_the_way(self) -> th.Tensor:
+        """For each step the share of all returns that it is a part of, shape (T,)."""
+        still_to_come = self.shares.flip(0).cumsum(0).flip(0)
+        return still_to_come.repeat_interleave(len(self.discounts) // len(self.shares))
+
+    @property
+    def discounts_after(self) -> th.Tensor:
+        """gamma^t, gamma^2t .. gamma^T after windows of t steps, shape (W,)."""
+        n_steps = len(self.discounts) // len(self.shares)
+        return th.cat([self.discounts[n_steps::n_steps], self.discounts.new_full((1,), self.final_discount)])
 
 
 def make_goal(
@@ -79,6 +96,8 @@ def make_goal(
     gamma: float,
     return_weight: float,
     action_repeat: int = 1,
+    n_windows: int = 1,
+    return_lambda: float = 1.0,
 ) -> Goal:
     """
     :param aim: One of ``AIMS``.
@@ -90,6 +109,8 @@ def make_goal(
     :param gamma: Discount factor.
     :param return_weight: Weight of the return-to-go.
     :param action_repeat: How many steps of the environment an action lasts, and so what is told of its reward.
+    :param n_windows: Number W of windows of a plan.
+    :param return_lambda: See :func:`shares_of_windows`.
     :return: What plans aim at now.
     """
     shape = (n_members, *scales.best_reward.shape)
@@ -114,7 +135,22 @@ def make_goal(
         final_discount=gamma ** len(discounts),
         reward_scale=scales.reward.std,
         return_scale=scales.return_to_go.std if with_return else scales.reward.std * len(discounts) ** 0.5,
+        shares=shares_of_windows(return_lambda if with_return else 1.0, n_windows, len(discounts)).to(discounts),
     )
+
+
+def shares_of_windows(return_lambda: float, n_windows: int, horizon: int) -> th.Tensor:
+    """
+    The weights of a lambda-return (Sutton and Barto, 2018, section 12.1), here of an imagined one: each action further, what
+    is told of what follows counts by lambda less, and the whole plan has the rest.
+
+    :param return_lambda: 1: the return of the whole plan alone; the less, the more that of its first windows.
+    :param n_windows: Number W of windows of a plan.
+    :param horizon: Number T of actions in it.
+    :return: How much the return counts that is told after each window, shape (W,).
+    """
+    before = return_lambda ** (horizon // n_windows * th.arange(n_windows + 1, dtype=th.float64))
+    return th.cat([before[:-2] - before[1:-1], before[-2:-1]])
 
 
 def check_desired_reward(

@@ -32,8 +32,13 @@ class Outcome(NamedTuple):
 
     rewards: th.Tensor
     """Reward of each step, 0 once the episode is expected to have ended, shape (g, b, T, ``*reward_shape``)."""
-    return_to_go: th.Tensor
-    """Discounted return after the plan, shape (g, b, ``*reward_shape``)."""
+    returns_to_go: th.Tensor
+    """Discounted return after each of its W windows, 0 after the end, shape (g, b, W, ``*reward_shape``)."""
+
+    @property
+    def return_to_go(self) -> th.Tensor:
+        """Discounted return after the whole plan, shape (g, b, ``*reward_shape``)."""
+        return self.returns_to_go[:, :, -1]
 
 
 class Step(NamedTuple):
@@ -73,7 +78,7 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
     :param units: Units of their outputs.
     :return: What they expect.
     """
-    alive, rewards = th.ones_like(state[..., :1]), []
+    alive, rewards, returns = th.ones_like(state[..., :1]), [], []
     for _, expected in unroll(ensemble, state, actions, members, units.relative_change):
         raw = expected.rewards * units.reward_std + units.reward_mean
         if_ended = expected.end_rewards * units.end_reward_std + units.end_reward_mean
@@ -86,5 +91,6 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
         by_milestone = by_milestone + th.sigmoid(logit).unsqueeze(-1) * more_if_ended
         rewards.append((before.unsqueeze(-1) * by_milestone).reshape(raw.shape))
         alive = alive * left[..., -1:]
-    tail = expected.return_to_go[:, :, -1] * units.return_std + units.return_mean
-    return Outcome(th.cat(rewards, dim=2), for_components(alive.squeeze(-1), tail.shape[2:]) * tail)
+        what_follows = expected.return_to_go[:, :, -1] * units.return_std + units.return_mean
+        returns.append(for_components(alive.squeeze(-1), what_follows.shape[2:]) * what_follows)
+    return Outcome(th.cat(rewards, dim=2), th.stack(returns, dim=2))

@@ -60,6 +60,10 @@ class EnsemblePolicy(DecidingPolicy):
         more than that lets the better of what followed the same actions count more, for a plan can choose to repeat it.
     :param return_trust: How much of what members expect of the return-to-go counts in plans, beyond its mean, 0 to 1; None:
         as large a share as they foretold so far, see :class:`~sb3_rgrl.trust.ReturnTrust`.
+    :param return_lambda: How plans weigh what is told early against what is told late: the lambda of a lambda-return of what
+        members imagine, more than 0. 1: the rewards of the whole plan and what follows it; less: also those of its beginning
+        alone and what follows that, each action further by this less. For tasks in which members can foretell little that lies
+        far ahead, such as the balance of what falls fast.
     :param action_optimizer: ``"adam"`` or, the paper, ``"sgd"``.
     :param action_initializer: How plans begin, one of ``ACTION_INITIALIZERS``.
     :param member_choice: Which members judge a plan at an iteration, one of ``MEMBER_CHOICES``; ``"random"`` is the paper.
@@ -128,6 +132,7 @@ class EnsemblePolicy(DecidingPolicy):
         return_weight: float = 1.0,
         return_expectile: float = 0.8,
         return_trust: float | None = None,
+        return_lambda: float = 1.0,
         action_optimizer: str = "adam",
         action_initializer: str = "normal",
         member_choice: str = "random",
@@ -180,6 +185,7 @@ class EnsemblePolicy(DecidingPolicy):
             exploration_candidates=exploration_candidates,
             return_expectile=return_expectile,
             return_trust=return_trust,
+            return_lambda=return_lambda,
             windows_per_sample=windows_per_sample,
         )
         self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
@@ -189,7 +195,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.reward_shape = reward_shape_of(n_rewards)
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
-        self.return_trust = return_trust
+        self.return_trust, self.return_lambda = return_trust, return_lambda
         self.fast_gradients, self.compile_losses = fast_gradients, compile_losses
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps

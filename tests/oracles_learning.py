@@ -170,9 +170,12 @@ def end_probability(ended: float) -> float:
 
 def outcome(
     predict: Predict, state: Vector, actions: Rows, length: int, relative_change: Vector, units: PlainUnits
-) -> tuple[list[float], float]:
-    """Rewards of a plan and the return after it, in raw units: nothing comes once the episode is expected to have ended."""
-    alive, rewards, tail = 1.0, [], 0.0
+) -> tuple[list[float], list[float]]:
+    """
+    Rewards of a plan and the return after each of its windows, in raw units: nothing comes once the episode is expected to
+    have ended.
+    """
+    alive, rewards, returns = 1.0, [], []
     for _, expected in walk(predict, state, actions, length, relative_change):
         n_milestones = len(expected.ended)
         every = length // n_milestones
@@ -183,8 +186,8 @@ def outcome(
             rewards.append(alive * ((1.0 - end) * goes_on + end * ends))
             if (k + 1) % every == 0:
                 alive *= 1.0 - end
-        tail = expected.return_to_go[-1] * units.return_std + units.return_mean
-    return rewards, alive * tail
+        returns.append(alive * (expected.return_to_go[-1] * units.return_std + units.return_mean))
+    return rewards, returns
 
 
 # Learning

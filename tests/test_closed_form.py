@@ -22,6 +22,7 @@ from sb3_rgrl.closed_form import (
     Units,
 )
 from sb3_rgrl.closed_form.layers import activation_of
+from sb3_rgrl.goals import shares_of_windows
 
 LIMIT = 20.0
 ACTIVATIONS = {"SiLU": F.silu, "Tanh": th.tanh, "ReLU": th.relu}
@@ -45,7 +46,8 @@ class Case(NamedTuple):
 
 def make_case(
     kind="mlp", widths=(64, 64), n_members=5, dim=4, action_dim=2, length=5, n_windows=3, n_milestones=None, activation="SiLU",
-    aim="return", return_weight=1.0, n_states=1, dropout=0.0, groups=(slice(0, 2),), seed=0, dtype=th.float64,
+    aim="return", return_weight=1.0, return_lambda=1.0, n_states=1, dropout=0.0, groups=(slice(0, 2),), seed=0,
+    dtype=th.float64,
 ):  # fmt: skip
     generator = th.Generator().manual_seed(seed)
 
@@ -80,6 +82,7 @@ def make_case(
             final_discount=gamma**horizon,
             reward_scale=uniform(1, low=0.5, high=2.0),
             return_scale=uniform(1, low=1.0, high=3.0),
+            shares=shares_of_windows(return_lambda, n_windows, horizon).to(dtype),
         ),
         states=uniform(n_states, dim, low=-2.0, high=2.0),
         length=length,
@@ -185,9 +188,9 @@ def expected_of_window(case, member, missing, state, actions):
 
 
 def imagined(case, state, actions, member, missing=None):
-    """Rewards (b, T) and return-to-go (b,) of one member."""
+    """Rewards (b, T) and return-to-go after each window (b, W) of one member."""
     units, spacing = case.units, case.length // case.n_milestones
-    alive, rewards = th.ones(len(actions), dtype=actions.dtype), []
+    alive, rewards, returns = th.ones(len(actions), dtype=actions.dtype), [], []
     for window in th.split(actions, case.length, dim=1):
         raw, change, ended, return_to_go, if_ended = expected_of_window(case, member, missing, state, window)
         for k in range(case.length):
@@ -199,21 +202,28 @@ def imagined(case, state, actions, member, missing=None):
             rewards.append(alive * (left * goes_on + end * ends))
             if (k + 1) % spacing == 0:
                 alive = alive * left
+        returns.append(alive * (return_to_go * units.return_std + units.return_mean))
         state = (state + change * units.relative_change).clamp(-LIMIT, LIMIT)
-    return th.stack(rewards, dim=1), alive * (return_to_go * units.return_std + units.return_mean)
+    return th.stack(rewards, dim=1), th.stack(returns, dim=1)
 
 
 def error_of(case, state, actions, member, missing=None):
     goal = case.goal
-    rewards, return_to_go = imagined(case, state, actions, member, missing)
+    rewards, returns_to_go = imagined(case, state, actions, member, missing)
     if goal.aim == "step":
         error = (((rewards - goal.reward[member]) / goal.reward_scale) ** 2).mean(dim=-1)
         if goal.return_weight > 0:
-            error = error + goal.return_weight * ((return_to_go - goal.total[member]) / goal.return_scale) ** 2
+            error = error + goal.return_weight * ((returns_to_go[:, -1] - goal.total[member]) / goal.return_scale) ** 2
         return error
-    total = (rewards * goal.discounts).sum(dim=-1)
-    if goal.return_weight > 0:
-        total = total + goal.final_discount * return_to_go
+    # The mean, by their shares, of what each beginning of the plan brings with what follows it.
+    total = 0.0
+    for w, share in enumerate(goal.shares):
+        n_steps = case.length * (w + 1)
+        partial = (rewards[:, :n_steps] * goal.discounts[:n_steps]).sum(dim=-1)
+        if goal.return_weight > 0:
+            discount = goal.discounts[n_steps] if n_steps < len(goal.discounts) else goal.final_discount
+            partial = partial + discount * returns_to_go[:, w]
+        total = total + share * partial
     return ((total - goal.total[member]) / goal.return_scale) ** 2
 
 
@@ -266,6 +276,7 @@ def cases(draw, dtype=th.float64):
         activation=draw(st.sampled_from(sorted(ACTIVATIONS))),
         aim=draw(st.sampled_from(["return", "step"])),
         return_weight=draw(st.sampled_from([0.0, 0.7])),
+        return_lambda=draw(st.sampled_from([0.4, 0.9, 1.0])),
         n_states=draw(st.integers(1, 3)),
         dropout=draw(st.sampled_from([0.0, 0.3])),
         groups=groups,
@@ -410,10 +421,10 @@ class TestEachKind:
             form.ask()
             outcome = form.forward(case.states.numpy(), plans)
             form.ask(chosen_in_between)
-            gradients.append(form.backward(np.ones(outcome.rewards.shape), outcome.return_to_go))
+            gradients.append(form.backward(np.ones(outcome.rewards.shape), outcome.returns_to_go))
         np.testing.assert_array_equal(*gradients)
         with pytest.raises(RuntimeError, match="one forward"):
-            form.backward(np.ones(outcome.rewards.shape), outcome.return_to_go)
+            form.backward(np.ones(outcome.rewards.shape), outcome.returns_to_go)
 
     def test_backward_is_refused_if_something_else_was_computed_in_between(self, kind):
         case = make_case(kind, [8], activation="Tanh")
@@ -421,7 +432,7 @@ class TestEachKind:
         outcome = errors.form.forward(case.states.numpy(), plans)
         errors.score(plans[0])
         with pytest.raises(RuntimeError, match="one forward"):
-            errors.form.backward(np.ones(outcome.rewards.shape), outcome.return_to_go)
+            errors.form.backward(np.ones(outcome.rewards.shape), outcome.returns_to_go)
 
     def test_precision_may_change_from_one_begin_to_the_next(self, kind):
         errors = None

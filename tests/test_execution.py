@@ -131,6 +131,9 @@ def test_agents_with_cheaper_decisions_learn_and_come_back(tmp_path):
         ({"n_warm_iterations": 1, "search": "cem"}, "leave n_warm_iterations at None"),
         ({"execute_steps": 0}, "execute_steps must be at least 1, got 0"),
         ({"return_trust": 1.5}, "return_trust must be None or a number from 0 to 1, got 1.5"),
+        ({"return_lambda": 1.5}, "return_lambda must be more than 0 and at most 1, got 1.5"),
+        ({"return_lambda": 0.0}, "at most 1, got 0.0; to look one window ahead alone, take a plan_horizon of sequence_length"),
+        ({"return_lambda": 0.9, "aim": "step"}, "take aim='return', or leave return_lambda at 1"),
     ],
 )
 def test_what_cannot_be(kwargs, match):
@@ -200,7 +203,7 @@ def test_scores_need_less_memory_than_gradients():
     results = []
     for keep in (True, False):
         survival = form.imagine(state, actions, keep=keep)
-        results.append((survival.rewards.copy(), survival.return_to_go.copy(), form._work.everywhere[0].size))
+        results.append((survival.rewards.copy(), survival.returns_to_go.copy(), form._work.everywhere[0].size))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert results[0][2] == 4 * results[1][2]

@@ -29,12 +29,12 @@ def make_scales(with_rewards: bool = True, with_returns: bool = True) -> Scales:
 def make_outcome(n_groups: int = M) -> Outcome:
     generator = th.Generator().manual_seed(0)
     rewards = 3.0 * th.randn(n_groups, BATCH, HORIZON, generator=generator, dtype=th.float64)
-    return Outcome(rewards, 20.0 * th.randn(n_groups, BATCH, generator=generator, dtype=th.float64))
+    return Outcome(rewards, 20.0 * th.randn(n_groups, BATCH, HORIZON, generator=generator, dtype=th.float64))
 
 
-def goal_of(aim: str, desired, scales: Scales, gamma: float, return_weight: float) -> Goal:
+def goal_of(aim: str, desired, scales: Scales, gamma: float, return_weight: float, return_lambda: float = 1.0) -> Goal:
     discounts = gamma ** th.arange(HORIZON, dtype=th.float64)
-    return make_goal(aim, desired, M, scales, discounts, gamma, return_weight)
+    return make_goal(aim, desired, M, scales, discounts, gamma, return_weight, 1, HORIZON, return_lambda)
 
 
 def spread(values: list[float]) -> float:
@@ -88,6 +88,41 @@ def test_distance_equals_plain_loops(aim, desired, gamma, return_weight, returns
             assert distance[i, k].item() == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("steps_of_a_window", [1, 2, 5])
+@pytest.mark.parametrize("lam", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_lambda_return_equals_its_recursion(gamma, lam, steps_of_a_window):
+    # G_k = r_k + gamma ((1 - lambda) V_k + lambda G_k+1), the last one r + gamma V (Sutton and Barto, 2018, section 12.1);
+    # within a window nothing is told of what follows, and lambda^t is what one of t steps has.
+    horizon, n_windows = 10, 10 // steps_of_a_window
+    scales, generator = make_scales(), th.Generator().manual_seed(1)
+    rewards = th.randn(1, 1, horizon, generator=generator, dtype=th.float64)
+    after = 20.0 * th.randn(1, 1, n_windows, generator=generator, dtype=th.float64)
+    discounts = gamma ** th.arange(horizon, dtype=th.float64)
+    goal = make_goal("return", None, M, scales, discounts, gamma, 1.0, 1, n_windows, lam)
+    mixed = after[0, 0, -1].item()
+    for w in range(n_windows - 1, -1, -1):
+        of_window = 0.0
+        if w + 1 < n_windows:
+            mixed = (1.0 - lam**steps_of_a_window) * after[0, 0, w].item() + lam**steps_of_a_window * mixed
+        for k in range(steps_of_a_window):
+            of_window += gamma**k * rewards[0, 0, w * steps_of_a_window + k].item()
+        mixed = of_window + gamma**steps_of_a_window * mixed
+    assert goal.expected_return(Outcome(rewards, after)).item() == pytest.approx(mixed, rel=1e-12)
+    assert goal.shares.sum().item() == pytest.approx(1.0)
+
+
+def test_lambda_of_1_is_the_return_of_the_whole_plan_to_the_bit():
+    goal, outcome = goal_of("return", None, make_scales(), 0.9, 1.0), make_outcome()
+    whole = (outcome.rewards * goal.discounts).sum(dim=2) + goal.final_discount * outcome.return_to_go
+    assert th.equal(goal.expected_return(outcome), whole)
+
+
+def test_lambda_waits_for_the_first_return():
+    goal = goal_of("return", None, make_scales(with_returns=False), 0.9, 1.0, return_lambda=0.5)
+    assert goal.shares.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+
+
 @pytest.mark.parametrize("aim", AIMS)
 @pytest.mark.parametrize("desired", [None, [2.5, -1.0, 0.0]], ids=str)
 def test_some_members_keep_what_each_of_them_aims_at(aim, desired):
@@ -104,7 +139,7 @@ def test_some_members_keep_what_each_of_them_aims_at(aim, desired):
 
 def test_by_hand():
     scales = make_scales(with_rewards=False, with_returns=False)
-    outcome = Outcome(th.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0]]] * M, dtype=th.float64), th.full((M, 1), 100.0))
+    outcome = Outcome(th.tensor([[[1.0, 2.0, 3.0, 4.0, 5.0]]] * M, dtype=th.float64), th.full((M, 1, HORIZON), 100.0))
     # No units yet, so they are 1. The paper: errors of the rewards to r* = 3 alone, 4 + 1 + 0 + 1 + 4.
     paper = goal_of("step", 3.0, scales, 0.5, return_weight=0.0)
     assert paper.distance(outcome).tolist() == [[2.0]] * M
@@ -118,7 +153,7 @@ def test_by_hand():
 def test_what_follows_the_plan_counts_only_if_it_is_wanted_and_known(aim, return_weight, returns_seen):
     goal, outcome = goal_of(aim, None, make_scales(with_returns=returns_seen), 0.9, return_weight), make_outcome()
     assert goal.return_weight == 0.0
-    other = outcome._replace(return_to_go=th.full_like(outcome.return_to_go, math.nan))
+    other = outcome._replace(returns_to_go=th.full_like(outcome.returns_to_go, math.nan))
     th.testing.assert_close(goal.distance(other), goal.distance(outcome), rtol=0.0, atol=0.0)
     assert th.isfinite(goal.distance(outcome)).all()
 

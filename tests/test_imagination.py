@@ -40,7 +40,9 @@ def plain_member(ensemble: Ensemble, i: int) -> oracle.Predict:
     return PLAIN_KINDS[type(ensemble)](layers, oracle.silu, ensemble.n_milestones)
 
 
-def plain_outcome(member: oracle.Predict, state: th.Tensor, actions: th.Tensor, units: Units) -> tuple[list[float], float]:
+def plain_outcome(
+    member: oracle.Predict, state: th.Tensor, actions: th.Tensor, units: Units
+) -> tuple[list[float], list[float]]:
     plain_units = oracle.PlainUnits([], [], [], *(unit.item() for unit in units[1:]))
     return oracle.outcome(member, state.tolist(), actions.tolist(), LENGTH, units.relative_change.tolist(), plain_units)
 
@@ -55,12 +57,13 @@ def test_what_is_imagined_equals_plain_loops(kind, n_milestones):
     ensemble, state, actions, units = make_plans(kind, n_milestones)
     outcome = imagine(ensemble, state, actions, ensemble.members(), units)
     assert outcome.rewards.shape == (M, BATCH, N_WINDOWS * LENGTH)
-    assert outcome.return_to_go.shape == (M, BATCH)
+    assert outcome.returns_to_go.shape == (M, BATCH, N_WINDOWS)
+    assert th.equal(outcome.return_to_go, outcome.returns_to_go[:, :, -1])
     for i in range(M):
         for k in range(BATCH):
-            rewards, return_to_go = plain_outcome(plain_member(ensemble, i), state[i, k], actions[i, k], units)
+            rewards, returns_to_go = plain_outcome(plain_member(ensemble, i), state[i, k], actions[i, k], units)
             assert outcome.rewards[i, k].tolist() == pytest.approx(rewards, rel=1e-10, abs=1e-10)
-            assert outcome.return_to_go[i, k].item() == pytest.approx(return_to_go, rel=1e-10, abs=1e-10)
+            assert outcome.returns_to_go[i, k].tolist() == pytest.approx(returns_to_go, rel=1e-10, abs=1e-10)
 
 
 @every_milestone
@@ -104,16 +107,17 @@ def test_members_go_on_from_the_state_that_they_expect(kind, n_milestones):
 @both_kinds
 def test_gradient_on_the_actions_equals_finite_differences_of_plain_loops(kind, n_milestones):
     ensemble, state, actions, units = make_plans(kind, n_milestones)
-    weights = th.linspace(0.5, 1.5, N_WINDOWS * LENGTH, dtype=th.float64)
+    weights, shares = (th.linspace(0.5, 1.5, n, dtype=th.float64) for n in (N_WINDOWS * LENGTH, N_WINDOWS))
     moved = actions.clone().requires_grad_()
     outcome = imagine(ensemble, state, moved, ensemble.members(), units)
-    (gradient,) = th.autograd.grad(((outcome.rewards * weights).sum(dim=-1) + outcome.return_to_go).sum(), moved)
+    total = (outcome.rewards * weights).sum(dim=-1) + (outcome.returns_to_go * shares).sum(dim=-1)
+    (gradient,) = th.autograd.grad(total.sum(), moved)
     for i, k in [(0, 0), (0, 2), (1, 1), (1, 3)]:
         member = plain_member(ensemble, i)
 
         def plain(plan: th.Tensor, member=member, start=state[i, k]) -> float:
-            rewards, return_to_go = plain_outcome(member, start, plan, units)
-            return sum(weight * reward for weight, reward in zip(weights.tolist(), rewards, strict=True)) + return_to_go
+            both = zip((weights, shares), plain_outcome(member, start, plan, units), strict=True)
+            return sum(w * x for ws, xs in both for w, x in zip(ws.tolist(), xs, strict=True))
 
         expected = th.empty_like(actions[i, k])
         for place in range(expected.numel()):

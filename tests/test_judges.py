@@ -99,9 +99,11 @@ def test_gradients_and_scores_equal_autograd(
 
 @pytest.mark.parametrize("member_choice", ["random", "cyclic", "mean"])
 @pytest.mark.parametrize("n_candidates", [6, 4])
+@pytest.mark.parametrize("return_lambda", [1.0, 0.6])
 @pytest.mark.parametrize("policy_class", CLOSED)
-def test_decisions_are_the_same_on_both_paths(policy_class, n_candidates, member_choice):
-    policy = make_policy(policy_class, n_candidates=n_candidates, member_choice=member_choice)
+def test_decisions_are_the_same_on_both_paths(policy_class, return_lambda, n_candidates, member_choice):
+    kwargs = {"n_candidates": n_candidates, "member_choice": member_choice, "return_lambda": return_lambda}
+    policy = make_policy(policy_class, **kwargs)
     observations = np.random.default_rng(3).normal(2.0, 3.0, (5, 4)).astype(np.float32)
     plans = []
     for fast_gradients in (True, False):
@@ -250,6 +252,10 @@ def weigh_returns(policy: EnsemblePolicy) -> None:
     policy.return_weight = 0.0
 
 
+def judge_beginnings(policy: EnsemblePolicy) -> None:
+    policy.return_lambda = 0.5
+
+
 CHANGES = [
     *(write_by_numpy, write_as_data, hand_over_other_data, write_in_place, step_of_optimizer, load_another_state),
     *(
@@ -261,6 +267,7 @@ CHANGES = [
         aim_at_steps,
         look_less_far,
         weigh_returns,
+        judge_beginnings,
     ),
 ]
 
@@ -275,7 +282,15 @@ def test_what_changes_is_noticed_at_the_next_decision(policy_class, change):
         found = planned(policy)
         for array, expected in zip(found, planned(without_memory(policy)), strict=True):
             np.testing.assert_array_equal(array, expected)
-        if change in (desire, desire_in_place, aim_at_steps, look_less_far, weigh_returns, load_another_state):
+        if change in (
+            desire,
+            desire_in_place,
+            aim_at_steps,
+            look_less_far,
+            weigh_returns,
+            judge_beginnings,
+            load_another_state,
+        ):
             break  # twice the same is no change
         assert not np.array_equal(found[1], before[1]), "nothing to notice"
 

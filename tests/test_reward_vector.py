@@ -170,11 +170,11 @@ def test_members_imagine_each_component_as_if_it_were_alone(kind, n_milestones):
     change, of_rewards = th.tensor([0.5, 2.0], dtype=th.float64), th.randn(6, C, generator=generator, dtype=th.float64)
     outcome = imagine(whole, state, actions, whole.members(), Units(change, *of_rewards))
     assert outcome.rewards.shape == (M, BATCH, 2 * LENGTH, C)
-    assert outcome.return_to_go.shape == (M, BATCH, C)
+    assert outcome.returns_to_go.shape == (M, BATCH, 2, C)
     for k, twin in enumerate(twins):
         alone = imagine(twin, state, actions, twin.members(), Units(change, *of_rewards[:, k : k + 1]))
         th.testing.assert_close(outcome.rewards[..., k], alone.rewards)
-        th.testing.assert_close(outcome.return_to_go[..., k], alone.return_to_go)
+        th.testing.assert_close(outcome.returns_to_go[..., k], alone.returns_to_go)
 
 
 def make_samples(n_windows: int, n_milestones: int) -> tuple[WindowSamples, th.Tensor, th.Tensor]:

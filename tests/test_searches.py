@@ -64,9 +64,9 @@ class Count:
             self.rows += survival.return_to_go.size
             return survival
 
-        def counting_pull_back(form, d_rewards, d_return, out):
-            self.rows += d_return.size
-            pull_back(form, d_rewards, d_return, out)
+        def counting_pull_back(form, d_rewards, d_returns, out):
+            self.rows += d_returns[-1].size
+            pull_back(form, d_rewards, d_returns, out)
 
         def counting_in_torch(ensemble, state, actions, members, units):
             self.rows += actions.shape[0] * actions.shape[1] * (2 if actions.requires_grad else 1)

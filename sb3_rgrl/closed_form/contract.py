@@ -31,8 +31,8 @@ class Outcome(NamedTuple):
 
     rewards: Array
     """Reward of each step, 0 once the episode is expected to have ended, shape (g, b, T)."""
-    return_to_go: Array
-    """Discounted return after the plan, shape (g, b)."""
+    returns_to_go: Array
+    """Discounted return after each window of the plan, 0 after the end, shape (g, b, W)."""
 
 
 class ClosedForm(ABC):
@@ -111,14 +111,14 @@ class ClosedForm(ABC):
             survival = self.imagine(state, actions)
             self._last, self._plan_shape = survival, actions.shape
             rewards = np.moveaxis(survival.rewards, 0, -2).reshape(*survival.return_to_go.shape, -1)
-            return Outcome(rewards.copy(), survival.return_to_go.copy())
+            return Outcome(rewards.copy(), np.moveaxis(survival.returns_to_go, 0, -1).copy())
 
-    def backward(self, d_rewards: Array, d_return_to_go: Array) -> Array:
+    def backward(self, d_rewards: Array, d_returns_to_go: Array) -> Array:
         """
         The gradient of what the last :meth:`forward` returned: once, and before anything else is computed.
 
         :param d_rewards: Gradient on the rewards, in their shape.
-        :param d_return_to_go: Gradient on the return-to-go, shape (g, b).
+        :param d_returns_to_go: Gradient on the returns-to-go, in their shape.
         :return: Gradient on the actions, shape (g, b, T, A).
         :raises RuntimeError: If there is no such forward.
         """
@@ -128,9 +128,9 @@ class ClosedForm(ABC):
                 "backward() goes with one forward() just before it, and only once: all that is computed shares its buffers"
             )
         with np.errstate(all="ignore"):
-            by_segment = d_rewards.reshape(*d_return_to_go.shape, -1, survival.rewards.shape[-1])
+            by_segment = d_rewards.reshape(*d_returns_to_go.shape[:2], -1, survival.rewards.shape[-1])
             d_actions = np.empty(self._plan_shape, survival.rewards.dtype)
-            self.pull_back(np.moveaxis(by_segment, -2, 0), d_return_to_go, out=d_actions)
+            self.pull_back(np.moveaxis(by_segment, -2, 0), np.moveaxis(d_returns_to_go, -1, 0), out=d_actions)
             return d_actions
 
     # For those who compute: the same without copies
@@ -148,12 +148,12 @@ class ClosedForm(ABC):
         """
 
     @abstractmethod
-    def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
+    def pull_back(self, d_rewards: Array, d_returns: Array, out: Array) -> None:
         """
         As :meth:`backward`.
 
         :param d_rewards: Gradient on the rewards, shape (W * K, g, b, n_rewards).
-        :param d_return: Gradient on the return-to-go, shape (g, b).
+        :param d_returns: Gradient on the return-to-go after each window, shape (W, g, b).
         :param out: Where the gradient on the actions is written, shape (g, b, T, A), of any strides.
         """
 

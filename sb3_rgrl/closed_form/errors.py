@@ -32,6 +32,8 @@ class Goal(NamedTuple):
     """Unit of the error of a reward, shape (1,)."""
     return_scale: Array
     """Unit of the error of a return, shape (1,)."""
+    shares: Array
+    """How much the return counts that is told after each of the plan's W windows, shape (W,)."""
 
 
 class PlanErrors:
@@ -47,10 +49,10 @@ class PlanErrors:
         self.form, self.activation = form, activation
         self._states: Array
         self._goal: Goal
-        # Of the error of a return, in units of it: what each segment's rewards and what the return-to-go is worth, and what
-        # is desired.
+        # Of the error of a return, in units of it: what each segment's rewards and what the return-to-go after each window is
+        # worth, and what is desired.
         self._worth: Array
-        self._final_worth: Array
+        self._worth_after: Array
         self._desired: Array
 
     def begin(self, weights: Sequence[Array], biases: Sequence[Array], units: Units, goal: Goal, states: Array) -> None:
@@ -67,9 +69,13 @@ class PlanErrors:
         self._goal = goal
         spacing = self.form.sequence_length // self.form.n_milestones
         by_segment = np.reshape(goal.discounts, (-1, 1, 1, spacing))
+        n_steps, on_the_way = self.form.sequence_length, np.cumsum(goal.shares[::-1])[::-1]
+        of_segment = np.repeat(on_the_way, self.form.n_milestones).reshape(-1, 1, 1, 1)
         # Sums of rewards are discounted from their own start, so only that start is left to discount.
-        self._worth = by_segment[..., : self.form.n_rewards] / goal.return_scale
-        self._final_worth = (goal.final_discount if goal.return_weight > 0 else 0.0) / goal.return_scale
+        self._worth = by_segment[..., : self.form.n_rewards] * of_segment / goal.return_scale
+        after = np.append(goal.discounts[n_steps::n_steps], goal.discounts.dtype.type(goal.final_discount))
+        worth_after = after * goal.shares * (goal.return_weight > 0) / goal.return_scale
+        self._worth_after = worth_after.reshape(-1, 1, 1)
         self._desired = goal.total / goal.return_scale
         self.face(states)
 
@@ -94,8 +100,8 @@ class PlanErrors:
         with np.errstate(all="ignore"):
             self.form.ask(chosen, missing)
             survival = self.form.imagine(self._states, self.activation.forward(preactivated))
-            error, d_rewards, d_return = self._error(survival, chosen)
-            self.form.pull_back(d_rewards, d_return, out=self.activation.room())
+            error, d_rewards, d_returns = self._error(survival, chosen)
+            self.form.pull_back(d_rewards, d_returns, out=self.activation.room())
             return error, self.activation.backward()
 
     def score(self, actions: Array) -> Array:
@@ -117,7 +123,7 @@ class PlanErrors:
 
     def _error(self, survival: Survival, chosen: Array | None) -> tuple[Array, Array, Array]:
         """
-        :return: Error, shape (g, b), and its gradients on the rewards and on the return-to-go that count.
+        :return: Error, shape (g, b), and its gradients on the rewards and on the returns-to-go that count.
         """
         goal = self._goal
         if goal.aim == "return":
@@ -126,13 +132,16 @@ class PlanErrors:
         return self._error_of_steps(survival, reward[:, None, None], total[:, None])
 
     def _error_of_return(self, survival: Survival, desired: Array) -> tuple[Array, Array, Array]:
-        """E = x² with x = (sum_k gamma^k r_k + gamma^T R - desired) / scale. Returns: see :meth:`_error`."""
+        """
+        E = x² with x = (sum_k gamma^k r_k + gamma^T R - desired) / scale; of several ends of the plan x is the mean by their
+        shares. Returns: see :meth:`_error`.
+        """
         x = _sum_of_steps(survival.rewards * self._worth)
         if self._goal.return_weight > 0:
-            x += self._final_worth * survival.return_to_go
+            x += np.add.reduce(self._worth_after * survival.returns_to_go, axis=0)
         x -= desired
         d_total = x + x
-        return x * x, d_total[..., None] * self._worth, d_total * self._final_worth
+        return x * x, d_total[..., None] * self._worth, d_total * self._worth_after
 
     def _error_of_steps(self, survival: Survival, desired: Array, total: Array) -> tuple[Array, Array, Array]:
         """E = mean_k x_k² + weight y² with x_k = (r_k - r*) / scale, y = (R - total) / its scale. See :meth:`_error`."""
@@ -142,10 +151,12 @@ class PlanErrors:
         n_steps = len(goal.discounts)
         error = _sum_of_steps(x * x) / n_steps
         d_rewards = x * (2.0 / (n_steps * goal.reward_scale))
+        d_returns = np.zeros_like(survival.returns_to_go)
         if goal.return_weight <= 0:
-            return error, d_rewards, np.zeros_like(survival.return_to_go)
+            return error, d_rewards, d_returns
         y = (survival.return_to_go - total) / goal.return_scale
-        return error + goal.return_weight * y * y, d_rewards, y * (2.0 * goal.return_weight / goal.return_scale)
+        d_returns[-1] = y * (2.0 * goal.return_weight / goal.return_scale)
+        return error + goal.return_weight * y * y, d_rewards, d_returns
 
 
 def _sum_of_steps(x: Array) -> Array:

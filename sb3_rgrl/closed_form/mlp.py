@@ -163,10 +163,10 @@ class MlpClosedForm(ClosedForm):
         np.maximum(window.end, self._lower_limit, out=work.passed_on)
         np.minimum(work.passed_on, self._upper_limit, out=following.state)
 
-    def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
+    def pull_back(self, d_rewards: Array, d_returns: Array, out: Array) -> None:
         """See :meth:`ClosedForm.pull_back`."""
         work, windows = self._work, self._work.windows
-        work.survival.backward(d_rewards, d_return, out=work.d_told)
+        work.survival.backward(d_rewards, d_returns, out=work.d_told)
         self.activation.slopes(*work.everywhere)
         np.equal(work.ends[:-1], work.states[1:], out=work.inside)
         first, *others = self._judges
@@ -286,15 +286,15 @@ class _Work:
     @staticmethod
     def _told_by(outputs: Array, form: MlpClosedForm) -> tuple[Array, Array, Array, Array]:
         """
-        :return: Views of the rewards, shape (W, K, g, b, S), the ends, shape (W, K, g, b), the last return-to-go, shape
-            (g, b), and the rewards if the episode ends, in the shape of the others.
+        :return: Views of the rewards, shape (W, K, g, b, S), the ends, shape (W, K, g, b), the last return-to-go of each
+            window, shape (W, g, b), and the rewards if the episode ends, in the shape of the others.
         """
         n_sums, n_ends = form.n_milestones * form.n_rewards, form.n_milestones
         first_end, tail = n_sums + form.state_dim, n_sums + form.state_dim + n_ends
         by_segment = (*outputs.shape[:-1], n_ends, form.n_rewards)
         rewards, end_rewards = outputs[..., :n_sums].reshape(by_segment), outputs[..., tail + 1 :].reshape(by_segment)
-        ends, last_return = np.moveaxis(outputs[..., first_end:tail], 3, 1), outputs[-1, ..., tail]
-        return np.moveaxis(rewards, 3, 1), ends, last_return, np.moveaxis(end_rewards, 3, 1)
+        ends, last_returns = np.moveaxis(outputs[..., first_end:tail], 3, 1), outputs[..., tail]
+        return np.moveaxis(rewards, 3, 1), ends, last_returns, np.moveaxis(end_rewards, 3, 1)
 
     def with_biases_spread(self, layers: list[Linear]) -> list[Linear]:
         """

@@ -172,10 +172,10 @@ class RecurrentClosedForm(ClosedForm):
             encoder.forward(work.states[w], out=memory[w, 0])
         self.activation.forward(work.cells[k].memories[0][w, 0], work.encoder_slopes[k][w])
 
-    def pull_back(self, d_rewards: Array, d_return: Array, out: Array) -> None:
+    def pull_back(self, d_rewards: Array, d_returns: Array, out: Array) -> None:
         """See :meth:`ClosedForm.pull_back`."""
         net, work = self._judges, self._work
-        work.survival.backward(d_rewards, d_return, out=work.d_told)
+        work.survival.backward(d_rewards, d_returns, out=work.d_told)
         for cells, slopes in zip(work.cells, work.encoder_slopes, strict=True):
             cells.make_slopes()
             self.activation.slopes(cells.memories[0][:, 0], slopes, np.empty_like(slopes))
@@ -256,14 +256,14 @@ class _Work:
     def _told_by(by_step: Array, at_end: Array, n_ends: int) -> tuple[Array, Array, Array, Array]:
         """
         :return: Views of the rewards, shape (W, K, g, b, S), the ends at the milestones, shape (W, K, g, b), the last
-            return-to-go, shape (g, b), and the rewards if the episode ends, in the shape of the others.
+            return-to-go of each window, shape (W, g, b), and the rewards if the episode ends, in the shape of the others.
         """
         n_groups, n_windows, n_steps, batch, _ = by_step.shape
         spacing = n_steps // n_ends
         by_segment = (n_groups, n_windows, n_ends, spacing, batch)
         rewards, end_rewards = (by_step[..., k].reshape(by_segment).transpose(1, 2, 0, 4, 3) for k in (0, 2))
         ends = by_step[:, :, spacing - 1 :: spacing, :, 1].transpose(1, 2, 0, 3)
-        return rewards, ends, at_end[:, -1, :, -1], end_rewards
+        return rewards, ends, at_end[..., -1].transpose(1, 0, 2), end_rewards
 
     def take_in(self, state: Array, actions: Array) -> None:
         """

@@ -19,10 +19,11 @@ class Survival:
         alive_0 = 1,    alive_n+1 = alive_n (1 - e_n)
 
     A reward is r = (1 - e_n) r_on + e_n r_end: what the step brings if the episode goes on, and if it ends in its segment.
-    Rewards count by alive_n, the return-to-go by alive_N. Backward, let D_n be the gradient on alive_n: each reward r of
-    the segment counts by it, and so does all that is alive later, hence with d the gradient on what counted ::
+    Rewards count by alive_n, the return-to-go after a window that ends at milestone n by alive_n+1. Backward, let D_n be the
+    gradient on alive_n: each reward r of the segment counts by it, and so does all that is alive later, hence with d the
+    gradient on what counted ::
 
-        D_N = d_return * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1
+        D_N = d * return_to_go,    D_n = sum(d * r) + (1 - e_n) D_n+1 + (d * return_to_go where a window ends)
         gradient on e_n = alive_n (sum(d * (r_end - r_on)) - D_n+1)
 
     and the gradient on the prediction is that times ``END_SLOPE`` e_n (1 - e_n).
@@ -42,9 +43,11 @@ class Survival:
         by_window = (n_windows, n_milestones, *shape)
         self.rewards = np.empty((n_segments, *shape, n_rewards), dtype)
         """Rewards as they count, shape (N, g, b, S)."""
-        self.return_to_go = np.empty(shape, dtype)
-        """Return-to-go as it counts, shape (g, b)."""
-        self._return_to_go: Array
+        self.returns_to_go = np.empty((n_windows, *shape), dtype)
+        """Return-to-go after each window as it counts, shape (W, g, b)."""
+        self.return_to_go = self.returns_to_go[-1]
+        """That after the last one, shape (g, b)."""
+        self._returns_to_go: Array
         self._one, self._end_slope = np.array(1.0, dtype), np.array(END_SLOPE, dtype)
         self._minus_slope, self._largest_logit = np.array(-END_SLOPE, dtype), np.array(self.LARGEST_LOGIT, dtype)
         # One and the same memory, seen by segment or by window and milestone.
@@ -53,9 +56,10 @@ class Survival:
         self._left = np.empty((n_segments, *shape), dtype)
         self._left_by_window = self._left.reshape(by_window)
         alive, d_alive = np.ones((n_segments + 1, *shape), dtype), np.empty((n_segments + 1, *shape), dtype)
-        self._before, self._after, self._at_end = alive[:-1].reshape(by_window), alive[1:], alive[-1]
+        self._before, self._after, self._at_ends = alive[:-1].reshape(by_window), alive[1:], alive[n_milestones::n_milestones]
         self._weights = self._before[..., None]
         self._d_before, self._d_after, self._d_at_end = d_alive[:-1], d_alive[1:].reshape(by_window), d_alive[-1]
+        self._d_between, self._by_returns = d_alive[n_milestones:-1:n_milestones], np.empty((n_windows, *shape), dtype)
         self._recursion = [(d_alive[n], self._left[n], d_alive[n + 1]) for n in range(n_segments - 1, 0, -1)]
         # A sum of one number is that number.
         self._sums_products = n_rewards > 1
@@ -67,14 +71,14 @@ class Survival:
         self._ends = np.empty(by_window, dtype)
         self._ends_of_rewards, self._d_ends = self._ends[..., None], np.empty(by_window, dtype)
 
-    def forward(self, rewards: Array, ended: Array, return_to_go: Array, end_rewards: Array) -> None:
+    def forward(self, rewards: Array, ended: Array, returns_to_go: Array, end_rewards: Array) -> None:
         """
         :param rewards: In raw units, had the episode not ended, shape (W, K, g, b, S).
         :param ended: Predicted ends, as members tell them, shape (W, K, g, b).
-        :param return_to_go: In raw units, had the episode not ended, shape (g, b).
+        :param returns_to_go: In raw units, had the episode not ended, shape (W, g, b).
         :param end_rewards: Rewards in raw units if it ends in their segment, in their shape.
         """
-        self._return_to_go = return_to_go
+        self._returns_to_go = returns_to_go
         # What is left is the logistic function of the negative logit: 1 / (1 + exp(logit)), in place.
         left = self._left_by_window
         np.subtract(ended, self._one, out=left)
@@ -89,24 +93,26 @@ class Survival:
         np.multiply(self._gap, self._ends_of_rewards, out=self._mixed)
         np.add(self._mixed, rewards, out=self._mixed)
         np.multiply(self._weights, self._mixed, out=self._rewards)
-        np.multiply(self._at_end, return_to_go, out=self.return_to_go)
+        np.multiply(self._at_ends, returns_to_go, out=self.returns_to_go)
 
-    def backward(self, d_rewards: Array, d_return: Array, out: tuple[Array, Array, Array, Array]) -> None:
+    def backward(self, d_rewards: Array, d_returns: Array, out: tuple[Array, Array, Array, Array]) -> None:
         """
         :param d_rewards: Gradient on :attr:`rewards`, in their shape.
-        :param d_return: Gradient on :attr:`return_to_go`, in its shape.
+        :param d_returns: Gradient on :attr:`returns_to_go`, in their shape.
         :param out: Where the gradient on each argument of :meth:`forward` is written.
         """
-        out_rewards, out_ended, out_return, out_end_rewards = out
+        out_rewards, out_ended, out_returns, out_end_rewards = out
         d_rewards = d_rewards.reshape(self._rewards.shape)
         np.multiply(d_rewards, self._weights, out=self._d_mixed)
         np.multiply(self._d_mixed, self._ends_of_rewards, out=out_end_rewards)
         np.subtract(self._d_mixed, out_end_rewards, out=out_rewards)
-        np.multiply(d_return, self._at_end, out=out_return)
+        np.multiply(d_returns, self._at_ends, out=out_returns)
         np.multiply(d_rewards, self._mixed, out=self._products_by_window)
         if self._sums_products:
             np.add.reduce(self._products, axis=-1, out=self._d_before)
-        np.multiply(d_return, self._return_to_go, out=self._d_at_end)
+        np.multiply(d_returns, self._returns_to_go, out=self._by_returns)
+        np.add(self._d_between, self._by_returns[:-1], out=self._d_between)
+        self._d_at_end[...] = self._by_returns[-1]
         for d_alive, left, d_alive_later in self._recursion:
             np.multiply(left, d_alive_later, out=self._product)
             np.add(d_alive, self._product, out=d_alive)
