@@ -140,6 +140,10 @@ GROUPS = {
         "how much of the expected return-to-go counts in plans; by default as large a share as was foretold so far",
         {f"trust={share:g}": {"policy_kwargs.return_trust": share} for share in (0.0, 0.3, 1.0)},
     ),
+    "lambda": Group(
+        "how much beginnings of plans count with what follows them; 1: nothing",
+        {f"lambda={share:g}": {"policy_kwargs.return_lambda": share} for share in (0.8, 0.95)},
+    ),
     "execute": Group(
         "for how many steps a plan is followed", {f"execute={k}": {"policy_kwargs.execute_steps": k} for k in (1, 5)}
     ),

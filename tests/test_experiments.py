@@ -477,7 +477,7 @@ def test_one_factor_at_a_time_and_the_baseline_once():
         *("candidates=5", "candidates=20", "candidates=100"),
         *("exploration=1", "exploration=50", "recency=0", "expectile=0.5"),
         *("gain=None", "gain=2.0", "gain=7.0", "decay=0", "decay=0.3", "noise=0", "noise=0.9"),
-        *("trust=0", "trust=0.3", "trust=1", "execute=1", "execute=5"),
+        *("trust=0", "trust=0.3", "trust=1", "lambda=0.8", "lambda=0.95", "execute=1", "execute=5"),
         *("window=2", "window=5", "repeat=1", "repeat=2", "repeat=4", "hold=0"),
     ]
     assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
