@@ -63,14 +63,8 @@ COSTS = {"pd": 0.1, "rgrl": 5.0, "ppo": 1.0, "sac": 6.0}
 # The controller: the best of damping 0, 0.1, ..., 0.7 at full force, see docs/food_world.md.
 PROPORTIONAL, DERIVATIVE = 10.0, 2.0
 # A food is passed in fewer steps than actions of plans last by the defaults, and is small: look at each step. What comes after
-# the next food is up to chance: a discount of 0.95 a step, 20 steps ahead, is the way to one. By then little comes as it was
-# imagined, so beginnings of plans count as well.
-OF_RGRL: Settings = {
-    "action_repeat": 1,
-    "gamma": 0.95,
-    "policy_kwargs.execute_steps": 1,
-    "policy_kwargs.return_lambda": 0.8,
-}
+# the next food is up to chance: a discount of 0.95 a step, 20 steps ahead, is the way to one.
+OF_RGRL: Settings = {"action_repeat": 1, "gamma": 0.95, "policy_kwargs.execute_steps": 1}
 TARGET = 0.9
 # What counts as diagonal, in degrees to either side: a third of all directions.
 DIAGONAL_WIDTH = 15.0
