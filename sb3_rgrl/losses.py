@@ -67,7 +67,8 @@ def _log_of_rest(log_p: th.Tensor) -> th.Tensor:
         return th.log(-th.expm1(log_p))
     # Compiled, expm1 is exp less 1 (torch 2.13), of which nothing is left near 0: the logarithm of
     # (1 - e^x) / -x = e^(x/2) sinh(x/2) / (x/2) as a series instead, whose next term is below 1e-7 there.
-    near, far = log_p.clamp(min=-0.5), log_p.clamp(max=-0.5)
+    # Below -20 e^x is no part of 1 - e^x any more, and soon a number that processors are slow with.
+    near, far = log_p.clamp(min=-0.5), log_p.clamp(min=-20.0, max=-0.5)
     series = th.log(-near) + near / 2 + near**2 / 24 - near**4 / 2880
     return th.where(log_p > -0.5, series, th.log1p(-th.exp(far)))
 
