@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -379,8 +378,7 @@ def main(words: Sequence[str] | None = None) -> int:
     :param words: The command line; None: that of this process.
     :return: Exit code.
     """
-    commands: dict[str, Any] = {"run": run, "report": report}
-    return run_main(lambda arguments: int(commands[arguments.command](arguments)), make_parser(), words)
+    return run_main({"run": run, "report": report}, make_parser(), words)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ablations import COLUMNS, baseline_of, check_protocol, final_return, run_one
@@ -300,8 +299,7 @@ def main(words: Sequence[str] | None = None) -> int:
     :param words: The command line; None: that of this process.
     :return: Exit code.
     """
-    commands: dict[str, Any] = {"run": run, "plot": plot}
-    return run_main(lambda arguments: int(commands[arguments.command](arguments)), make_parser(), words)
+    return run_main({"run": run, "plot": plot}, make_parser(), words)
 
 
 if __name__ == "__main__":

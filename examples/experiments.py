@@ -653,15 +653,17 @@ def run_command(experiment: Experiment, runs: Sequence[Run], jobs: int, mix: boo
     return 1 if failed else 0
 
 
-def run_main(main: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, words: Sequence[str] | None) -> int:
+def run_main(
+    commands: dict[str, Callable[[argparse.Namespace], int]], parser: argparse.ArgumentParser, words: Sequence[str] | None
+) -> int:
     """
-    :param main: What to do with the arguments.
+    :param commands: What to do with the arguments of each ``command``.
     :param parser: Parser of the command line.
     :param words: The command line; None: that of this process.
     :return: Exit code. What is wrong with the arguments or files ends the process with a message.
     """
     arguments = parser.parse_args(words)
     try:
-        return main(arguments)
+        return commands[arguments.command](arguments)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -15,7 +15,6 @@ import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -479,8 +478,7 @@ def main(words: Sequence[str] | None = None) -> int:
     :param words: The command line; None: that of this process.
     :return: Exit code.
     """
-    commands: dict[str, Any] = {"run": run, "report": report}
-    return run_main(lambda arguments: int(commands[arguments.command](arguments)), make_parser(), words)
+    return run_main({"run": run, "report": report}, make_parser(), words)
 
 
 if __name__ == "__main__":

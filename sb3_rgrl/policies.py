@@ -81,8 +81,8 @@ class EnsemblePolicy(DecidingPolicy):
         early; one where a features extractor learns.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
-    :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn, for about
-        half the time of an update. That takes about a minute, some seconds where it was done before, and needs a C++
+    :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn: updates take
+        two thirds of the time. Compiling takes about a minute, some seconds where it was done before, and needs a C++
         compiler, see docs/performance.md.
     :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
     :param activation_fn: Activation function of the members; None: the default of their kind.
