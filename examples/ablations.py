@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from commands import EVALUATION, add_evaluation_options, add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     ROOT,
     Experiment,
@@ -31,7 +32,6 @@ from experiments import (
     Run,
     Settings,
     WriteRow,
-    add_run_options,
     as_json,
     check_comparable,
     constructor_defaults,
@@ -40,8 +40,6 @@ from experiments import (
     parse_changes,
     policy_defaults,
     read_results,
-    run_command,
-    run_main,
     t_interval,
     with_changes,
     write_section,
@@ -532,31 +530,14 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="ablations.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the runs that are not finished yet")
-    add_run_options(run, "results/ablations")
+    parser, run, report = make_commands("ablations", __doc__, "report", "write the tables and the data of the runs there are")
     run.add_argument("--env", nargs="+", default=list(ENVS), help="environment ids (default: %(default)s)")
     run.add_argument("--only", nargs="+", default=list(GROUPS), metavar="GROUP", help="groups (default: %(default)s)")
     steps = ", ".join(f"{env_id} {steps:,}" for env_id, steps in STEPS.items())
     run.add_argument("--steps", type=int, help=f"steps of a run (default: {steps}, else those of the hyperparameters)")
-    run.add_argument("--evaluations", type=int, default=8, help="evaluations on the way (default: %(default)s)")
-    run.add_argument("--eval-episodes", type=int, default=5, help="episodes of each, side by side (default: %(default)s)")
-    run.add_argument("--final-episodes", type=int, default=20, help="episodes of the final agent (default: %(default)s)")
-    run.add_argument("--hyperparams", type=Path, help="YAML file (default: hyperparams/rgrl.yml of this repository)")
-    report = commands.add_parser("report", help="write the tables and the data of the runs there are")
-    report.add_argument(
-        "--out", type=Path, default=Path("results/ablations"), help="folder of the results (default: %(default)s)"
-    )
-    report.add_argument(
-        "--table", type=Path, default=Path("docs/ablations.md"), help="Markdown file of the tables (default: %(default)s)"
-    )
-    report.add_argument(
-        "--data", type=Path, default=Path("docs/data/ablations.csv.gz"), help="all evaluations (default: %(default)s)"
-    )
-    report.add_argument("--mix", action="store_true", help="show runs of different versions together")
+    add_evaluation_options(run, evaluations=8)
+    add_file(report, "--table", "docs/ablations.md", "Markdown file of the tables")
+    add_file(report, "--data", "docs/data/ablations.csv.gz", "all evaluations")
     return parser
 
 
@@ -565,12 +546,11 @@ def run(arguments: argparse.Namespace) -> int:
     :param arguments: Arguments of the command ``run``.
     :return: Exit code.
     """
-    names = ("steps", "evaluations", "eval_episodes", "final_episodes")
     runs = plan_runs(
         arguments.env,
         arguments.only,
-        range(arguments.first_seed, arguments.first_seed + arguments.seeds),
-        {name: getattr(arguments, name) for name in names},
+        seeds_of(arguments),
+        {name: getattr(arguments, name) for name in EVALUATION},
         arguments.hyperparams or ROOT / "hyperparams" / "rgrl.yml",
         parse_changes(arguments.set),
     )

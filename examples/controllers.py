@@ -11,54 +11,49 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from beside import (
+    ALGORITHMS,
+    CONTROLLER,
+    EVALUATION_SEED,
+    LABELS,
+    TARGET,
+    Control,
+    Controller,
+    check_numbers,
+    full_hyperparams,
+    make_agent,
+    runs_of,
+)
+from commands import add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     Experiment,
     Result,
     Run,
     Settings,
     WriteRow,
-    add_run_options,
-    as_json,
     check_comparable,
-    constructor_defaults,
     origin_of,
     parse_changes,
     read_results,
-    run_command,
-    run_main,
     t_interval,
-    with_changes,
     write_section,
 )
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from sb3_rgrl import RGRL
 from sb3_rgrl.benchmark.names import check_environment
 
 # Raise it when runs measure something else than before, so that older ones are set aside.
 PROTOCOL = 1
-# Starts of the evaluation are the same for all, and not those of training.
-EVALUATION_SEED = 10_000
-ALGORITHMS = ("controller", "rgrl", "ppo", "sac")
-POLICIES: dict[str, str] = {"rgrl": "MlpEnsemblePolicy", "ppo": "MlpPolicy", "sac": "MlpPolicy"}
-LABELS = {"controller": "controller", "rgrl": "RGRL", "ppo": "PPO", "sac": "SAC"}
 COLUMNS = ("episode", "return", "length")
-# Rough seconds of a run, by which the time that is left is told.
-COSTS = {"controller": 0.1, "rgrl": 5.0, "ppo": 1.0, "sac": 6.0}
-TARGET = 0.9
-
-Control = Callable[[np.ndarray], np.ndarray]
 
 
 def swing_up(observations: np.ndarray) -> np.ndarray:
@@ -132,49 +127,7 @@ TASKS = {
 }
 
 
-class Controller:
-    """
-    A policy that is written down.
-
-    :param control: What it does.
-    :param action_space: Actions are cut to it.
-    """
-
-    def __init__(self, control: Control, action_space: gym.spaces.Box) -> None:
-        self.control, self.action_space = control, action_space
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        :param observation: Observations, shape (n, d).
-        :param state: Not used, like the rest: as SB3's algorithms have it.
-        :param episode_start: Not used.
-        :param deterministic: Not used.
-        :return: Actions, shape (n, 1), and None.
-        """
-        assert isinstance(observation, np.ndarray)
-        return np.clip(self.control(observation), self.action_space.low, self.action_space.high), None
-
-
 # Running
-
-
-def make_model(algorithm: str, env_id: str, seed: int, hyperparams: Settings) -> BaseAlgorithm:
-    """
-    :param algorithm: ``"rgrl"``, ``"ppo"`` or ``"sac"``.
-    :param env_id: The task.
-    :param seed: Seed of agent and environment.
-    :param hyperparams: Arguments of the constructor, where they are not its defaults.
-    :return: An agent that has learned nothing yet.
-    """
-    classes: dict[str, type[BaseAlgorithm]] = {"rgrl": RGRL, "ppo": PPO, "sac": SAC}
-    env = Monitor(gym.make(env_id))
-    return classes[algorithm](POLICIES[algorithm], env, seed=seed, device="cpu", **hyperparams)
 
 
 def evaluate(model: PolicyPredictor, env_id: str, n_episodes: int, write_row: WriteRow) -> None:
@@ -200,12 +153,13 @@ def run_one(settings: Settings, write_row: WriteRow) -> Settings:
     :return: Steps of training.
     """
     env_id, episodes = settings["task"], settings["episodes"]
-    if settings["algorithm"] == "controller":
+    if settings["algorithm"] == CONTROLLER:
         with gym.make(env_id) as env:
             assert isinstance(env.action_space, gym.spaces.Box)
             evaluate(Controller(TASKS[env_id].control, env.action_space), env_id, episodes, write_row)
         return {"steps": 0}
-    model = make_model(settings["algorithm"], env_id, settings["seed"], settings["hyperparams"])
+    env = Monitor(gym.make(env_id))
+    model = make_agent(settings["algorithm"], env, settings["seed"], settings["hyperparams"])
     model.learn(settings["steps"], log_interval=None)  # type: ignore[arg-type]
     evaluate(model, env_id, episodes, write_row)
     return {"steps": model.num_timesteps}
@@ -224,22 +178,14 @@ def plan_runs(
     :return: The runs, all of one task and algorithm before the next.
     :raises ValueError: If a number makes no sense, RGRL knows no such hyperparameter, or a task cannot be made here.
     """
-    if min(steps, episodes, len(seeds)) < 1:
-        raise ValueError("--steps, --episodes and --seeds must be at least 1")
+    check_numbers(steps, episodes, seeds)
     runs = []
     for task in tasks:
         check_environment(task)
-        defaults = {**constructor_defaults(), "policy_kwargs": {}}
-        full = with_changes(defaults, {**TASKS[task].of_rgrl, **changes}, POLICIES["rgrl"])
+        of_agents = {"steps": steps, "hyperparams": full_hyperparams({**TASKS[task].of_rgrl, **changes})}
+        of_all = {"protocol": PROTOCOL, "task": task, "episodes": episodes}
         for algorithm in algorithms:
-            shared = {"protocol": PROTOCOL, "task": task, "algorithm": algorithm, "episodes": episodes}
-            if algorithm == "controller":
-                runs.append(Run(f"{task}-controller", as_json(shared), COSTS["controller"]))
-                continue
-            hyperparams = full if algorithm == "rgrl" else {}
-            for seed in seeds:
-                settings = {**shared, "steps": steps, "seed": seed, "hyperparams": hyperparams}
-                runs.append(Run(f"{task}-{algorithm}-seed{seed}", as_json(settings), COSTS[algorithm]))
+            runs += runs_of(algorithm, seeds, of_agents, of_all, f"{task}-")
     return runs
 
 
@@ -264,11 +210,11 @@ def table_of(task: str, results: Sequence[Result]) -> str:
     :raises ValueError: If the controller, by which all are measured, is not among them.
     """
     runs = {name: [r for r in results if r.settings["algorithm"] == name] for name in ALGORITHMS}
-    if not runs["controller"]:
+    if not runs[CONTROLLER]:
         raise ValueError(
             f"there is no run of the controller of {task}, by which all are measured: run --algorithms controller"
         )
-    yardstick, is_cost = float(runs["controller"][0].column("return").mean()), TASKS[task].is_cost
+    yardstick, is_cost = float(runs[CONTROLLER][0].column("return").mean()), TASKS[task].is_cost
     lines = [f"### {task}", "", "| run | steps | return | of the controller's |", "|---|---|---|---|"]
     for name, of in runs.items():
         means = []
@@ -325,22 +271,12 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="controllers.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the runs that are not finished yet")
-    add_run_options(run, "results/controllers")
+    parser, run, report = make_commands("controllers", __doc__, "report", "write table and CSV of the runs there are")
     run.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which (default: all)")
     run.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="who (default: all)")
     run.add_argument("--steps", type=int, default=10_000, help="steps of training (default: %(default)s)")
     run.add_argument("--episodes", type=int, default=20, help="episodes of the evaluation (default: %(default)s)")
-    report = commands.add_parser("report", help="write table and CSV of the runs there are")
-    report.add_argument(
-        "--out", type=Path, default=Path("results/controllers"), help="folder of the results (default: %(default)s)"
-    )
-    report.add_argument("--docs", type=Path, default=Path("docs"), help="folder to write to (default: %(default)s)")
-    report.add_argument("--mix", action="store_true", help="show runs of different versions together")
+    add_file(report, "--docs", "docs", "folder to write to")
     return parser
 
 
@@ -349,7 +285,7 @@ def run(arguments: argparse.Namespace) -> int:
     :param arguments: Arguments of the command ``run``.
     :return: Exit code.
     """
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    seeds = seeds_of(arguments)
     changes = parse_changes(arguments.set)
     runs = plan_runs(arguments.tasks, arguments.algorithms, seeds, arguments.steps, arguments.episodes, changes)
     return run_command(Experiment(arguments.out, COLUMNS, run_one), runs, arguments.jobs, arguments.mix)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from ablations import COLUMNS, baseline_of, check_protocol, final_return, run_one
+from commands import EVALUATION, add_evaluation_options, add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     ROOT,
     Experiment,
@@ -26,14 +27,11 @@ from experiments import (
     Run,
     Settings,
     WriteRow,
-    add_run_options,
     as_json,
     check_comparable,
     origin_of,
     parse_changes,
     read_results,
-    run_command,
-    run_main,
     t_interval,
     write_section,
 )
@@ -233,32 +231,16 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="ensemble_size.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the runs that are not finished yet")
-    add_run_options(run, "results/ensemble_size")
+    what = "draw the picture and write the table, of the runs there are"
+    parser, run, plot = make_commands("ensemble_size", __doc__, "plot", what)
     run.add_argument("--env", default=ENV_ID, help="environment id (default: %(default)s)")
     run.add_argument(
         "--members", nargs="+", type=int, default=list(MEMBERS), help="sizes of the ensemble (default: %(default)s)"
     )
     run.add_argument("--steps", type=int, default=STEPS, help="steps of a run (default: %(default)s)")
-    run.add_argument("--evaluations", type=int, default=12, help="evaluations on the way (default: %(default)s)")
-    run.add_argument("--eval-episodes", type=int, default=5, help="episodes of each, side by side (default: %(default)s)")
-    run.add_argument("--final-episodes", type=int, default=20, help="episodes of the final agent (default: %(default)s)")
-    run.add_argument("--hyperparams", type=Path, help="YAML file (default: hyperparams/rgrl.yml of this repository)")
-    plot = commands.add_parser("plot", help="draw the picture and write the table, of the runs there are")
-    plot.add_argument(
-        "--out", type=Path, default=Path("results/ensemble_size"), help="folder of the results (default: %(default)s)"
-    )
-    plot.add_argument(
-        "--image", type=Path, default=Path("docs/images/ensemble_size.png"), help="picture to write (default: %(default)s)"
-    )
-    plot.add_argument(
-        "--table", type=Path, default=Path("docs/ensemble_size.md"), help="Markdown file of the table (default: %(default)s)"
-    )
-    plot.add_argument("--mix", action="store_true", help="show runs of different versions together")
+    add_evaluation_options(run, evaluations=12)
+    add_file(plot, "--image", "docs/images/ensemble_size.png", "picture to write")
+    add_file(plot, "--table", "docs/ensemble_size.md", "Markdown file of the table")
     return parser
 
 
@@ -267,12 +249,11 @@ def run(arguments: argparse.Namespace) -> int:
     :param arguments: Arguments of the command ``run``.
     :return: Exit code.
     """
-    names = ("steps", "evaluations", "eval_episodes", "final_episodes")
     runs = plan_runs(
         arguments.env,
         arguments.members,
-        range(arguments.first_seed, arguments.first_seed + arguments.seeds),
-        {name: getattr(arguments, name) for name in names},
+        seeds_of(arguments),
+        {name: getattr(arguments, name) for name in EVALUATION},
         arguments.hyperparams or ROOT / "hyperparams" / "rgrl.yml",
         parse_changes(arguments.set),
     )

@@ -3,12 +3,12 @@ Runs of an experiment: each in a process of its own, each one file that gets its
 
 In the folder of an experiment a run ``name`` leaves ``name.csv``, its measurements, and ``name.json``, with the settings,
 the versions and the command. While it runs, its rows grow in ``name.csv.<pid>.partial``. What is unfinished, or was made
-by other settings or another version, is moved to ``aside/`` and run anew. ``figure2.py`` and ``ablations.py`` build on it.
+by other settings or another version, is moved to ``aside/`` and run anew. The experiments beside this file build on it, and
+their command lines on ``commands.py``.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib.metadata
 import importlib.util
@@ -613,57 +613,3 @@ def welch_interval(
     freedom = variance**2 / (parts**2 / (np.array([len(a), len(b)]) - 1)).sum()
     half = float(stats.t.ppf((1 + level) / 2, freedom) * variance**0.5)
     return difference, difference - half, difference + half
-
-
-# Commands
-
-
-def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """
-    :param parser: Parser of a command ``run``, which gets the options that all experiments share.
-    :param out: Default folder of the results.
-    """
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one thread each (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: %(default)s)")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="hyperparameters of all runs, e.g. batch_size=32 policy_kwargs.aim=step",
-    )
-    parser.add_argument("--mix", action="store_true", help="keep finished runs of other settings or versions as they are")
-
-
-def run_command(experiment: Experiment, runs: Sequence[Run], jobs: int, mix: bool) -> int:
-    """
-    :param experiment: The experiment.
-    :param runs: The runs.
-    :param jobs: How many at the same time.
-    :param mix: Whether finished runs of other settings or versions count.
-    :return: Exit code: 0, 1 if a run failed, 130 after Ctrl-C.
-    """
-    try:
-        failed = run_all(experiment, runs, jobs, mix, lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        print("\nInterrupted. Finished runs are kept; the same command makes the others.", file=sys.stderr)
-        return 130
-    return 1 if failed else 0
-
-
-def run_main(
-    commands: dict[str, Callable[[argparse.Namespace], int]], parser: argparse.ArgumentParser, words: Sequence[str] | None
-) -> int:
-    """
-    :param commands: What to do with the arguments of each ``command``.
-    :param parser: Parser of the command line.
-    :param words: The command line; None: that of this process.
-    :return: Exit code. What is wrong with the arguments or files ends the process with a message.
-    """
-    arguments = parser.parse_args(words)
-    try:
-        return commands[arguments.command](arguments)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from commands import add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     Experiment,
     Result,
     Run,
     Settings,
     WriteRow,
-    add_run_options,
     as_json,
     check_comparable,
     constructor_defaults,
@@ -31,8 +31,6 @@ from experiments import (
     parse_changes,
     policy_defaults,
     read_results,
-    run_command,
-    run_main,
     t_interval,
     welch_interval,
     with_changes,
@@ -359,27 +357,16 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="figure2.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the runs that are not finished yet")
-    add_run_options(run, "results/figure2")
+    what = "draw the figure and write the table, of the runs there are"
+    parser, run, show = make_commands("figure2", __doc__, "draw", what)
     run.add_argument("--episodes", type=int, default=100, help="episodes of a run (default: %(default)s)")
     run.add_argument("--max-steps", type=int, default=20_000, help="steps that end a run earlier (default: %(default)s)")
     policies = ["GruEnsemblePolicy", "LstmEnsemblePolicy"]
     run.add_argument("--policies", nargs="+", default=policies, help="policies (default: %(default)s)")
     run.add_argument("--members", nargs="+", type=int, default=[1, 5], help="sizes of the ensemble (default: %(default)s)")
-    show = commands.add_parser("draw", help="draw the figure and write the table, of the runs there are")
-    show.add_argument("--out", type=Path, default=Path("results/figure2"), help="folder of the results (default: %(default)s)")
-    show.add_argument(
-        "--image", type=Path, default=Path("docs/images/figure2.png"), help="picture to write (default: %(default)s)"
-    )
+    add_file(show, "--image", "docs/images/figure2.png", "picture to write")
     show.add_argument("--svg", action="store_true", help="write it as SVG, too")
-    show.add_argument(
-        "--table", type=Path, default=Path("docs/figure2.md"), help="Markdown file of the table (default: %(default)s)"
-    )
-    show.add_argument("--mix", action="store_true", help="show runs of different versions together")
+    add_file(show, "--table", "docs/figure2.md", "Markdown file of the table")
     return parser
 
 
@@ -388,11 +375,10 @@ def run(arguments: argparse.Namespace) -> int:
     :param arguments: Arguments of the command ``run``.
     :return: Exit code.
     """
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     runs = plan_runs(
         arguments.policies,
         arguments.members,
-        seeds,
+        seeds_of(arguments),
         arguments.episodes,
         arguments.max_steps,
         parse_changes(arguments.set),

@@ -18,79 +18,66 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+from beside import (
+    ALGORITHMS,
+    CONTROLLER,
+    EVALUATION_SEED,
+    LABELS,
+    TARGET,
+    Controller,
+    check_numbers,
+    full_hyperparams,
+    make_agent,
+    runs_of,
+)
+from commands import add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     Experiment,
     Result,
     Run,
     Settings,
     WriteRow,
-    add_run_options,
-    as_json,
     check_comparable,
-    constructor_defaults,
     origin_of,
     parse_changes,
     read_results,
-    run_command,
-    run_main,
     t_interval,
-    with_changes,
     write_section,
 )
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats  # type: ignore[import-untyped]
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from sb3_rgrl import RGRL
-
 # Raise it when runs measure something else than before, so that older ones are set aside.
 PROTOCOL = 1
 ENV_ID = "sb3_rgrl/FoodWorld-v0"
 EPISODE = 200
-# Food and starts of the evaluation are the same for all, and not those of training.
-EVALUATION_SEED = 10_000
-ALGORITHMS = ("pd", "rgrl", "ppo", "sac")
-POLICIES: dict[str, str] = {"rgrl": "MlpEnsemblePolicy", "ppo": "MlpPolicy", "sac": "MlpPolicy"}
 COLUMNS = ("kind", "episode", "step", "foods", "return", "x", "y", "force_x", "force_y")
-COSTS = {"pd": 0.1, "rgrl": 5.0, "ppo": 1.0, "sac": 6.0}
 # The controller: the best of damping 0, 0.1, ..., 0.7 at full force, see docs/food_world.md.
 PROPORTIONAL, DERIVATIVE = 10.0, 2.0
 # A food is passed in fewer steps than actions of plans last by the defaults, and is small: look at each step. What comes after
 # the next food is up to chance: a discount of 0.95 a step, 20 steps ahead, is the way to one.
 OF_RGRL: Settings = {"action_repeat": 1, "gamma": 0.95, "policy_kwargs.execute_steps": 1}
-TARGET = 0.9
 # What counts as diagonal, in degrees to either side: a third of all directions.
 DIAGONAL_WIDTH = 15.0
-COLOURS = {"pd": "#555555", "rgrl": "#0072b2", "ppo": "#d55e00", "sac": "#009e73"}
-LABELS = {"pd": "PD controller", "rgrl": "RGRL", "ppo": "PPO", "sac": "SAC"}
+NAMES = {**LABELS, CONTROLLER: "PD controller"}
+COLOURS = {CONTROLLER: "#555555", "rgrl": "#0072b2", "ppo": "#d55e00", "sac": "#009e73"}
 
 
-class Controller:
-    """A proportional-derivative controller: toward the food, less what the velocity does anyway."""
+def toward_food(observations: np.ndarray) -> np.ndarray:
+    """
+    A proportional-derivative controller: toward the food, less what the velocity does anyway.
 
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        :param observation: Observations, shape (n, 7).
-        :param state: Not used, like the rest: as SB3's algorithms have it.
-        :param episode_start: Not used.
-        :param deterministic: Not used.
-        :return: Forces, shape (n, 2), and None. Those that are too large are cut in their direction.
-        """
-        assert isinstance(observation, np.ndarray)
-        force = PROPORTIONAL * observation[:, 4:6] - DERIVATIVE * observation[:, 2:4]
-        return force / np.maximum(1.0, np.abs(force).max(axis=1, keepdims=True)), None
+    :param observations: Position, velocity, relative place of the food and its distance, shape (n, 7).
+    :return: Forces, shape (n, 2). Those that are too large are cut in their direction.
+    """
+    force = PROPORTIONAL * observations[:, 4:6] - DERIVATIVE * observations[:, 2:4]
+    cut: np.ndarray = force / np.maximum(1.0, np.abs(force).max(axis=1, keepdims=True))
+    return cut
 
 
 # Running
@@ -117,18 +104,6 @@ class RecordEpisodes(BaseCallback):
         return True
 
 
-def make_model(algorithm: str, seed: int, hyperparams: Settings) -> BaseAlgorithm:
-    """
-    :param algorithm: ``"rgrl"``, ``"ppo"`` or ``"sac"``.
-    :param seed: Seed of agent and environment.
-    :param hyperparams: Arguments of the constructor, where they are not its defaults.
-    :return: An agent that has learned nothing yet.
-    """
-    env = Monitor(gym.make(ENV_ID), info_keywords=("foods",))
-    classes: dict[str, type[BaseAlgorithm]] = {"rgrl": RGRL, "ppo": PPO, "sac": SAC}
-    return classes[algorithm](POLICIES[algorithm], env, seed=seed, device="cpu", **hyperparams)
-
-
 def evaluate(model: PolicyPredictor, n_episodes: int, write_row: WriteRow) -> None:
     """
     :param model: Who acts, without exploring.
@@ -153,16 +128,26 @@ def evaluate(model: PolicyPredictor, n_episodes: int, write_row: WriteRow) -> No
     env.close()
 
 
+def make_controller() -> Controller:
+    """
+    :return: The yardstick.
+    """
+    action_space = gym.make(ENV_ID).action_space
+    assert isinstance(action_space, gym.spaces.Box)
+    return Controller(toward_food, action_space)
+
+
 def run_one(settings: Settings, write_row: WriteRow) -> Settings:
     """
     :param settings: Settings of the run, as :func:`plan_runs` makes them.
     :param write_row: Takes each row.
     :return: Steps of training.
     """
-    if settings["algorithm"] == "pd":
-        evaluate(Controller(), settings["episodes"], write_row)
+    if settings["algorithm"] == CONTROLLER:
+        evaluate(make_controller(), settings["episodes"], write_row)
         return {"steps": 0}
-    model = make_model(settings["algorithm"], settings["seed"], settings["hyperparams"])
+    env = Monitor(gym.make(ENV_ID), info_keywords=("foods",))
+    model = make_agent(settings["algorithm"], env, settings["seed"], settings["hyperparams"])
     model.learn(settings["steps"], callback=RecordEpisodes(write_row), log_interval=None)  # type: ignore[arg-type]
     evaluate(model, settings["episodes"], write_row)
     return {"steps": model.num_timesteps}
@@ -180,21 +165,10 @@ def plan_runs(
     :return: The runs, all of one algorithm before the next.
     :raises ValueError: If a number makes no sense, or RGRL knows no such hyperparameter.
     """
-    if min(steps, episodes, len(seeds)) < 1:
-        raise ValueError("--steps, --episodes and --seeds must be at least 1")
-    full = with_changes({**constructor_defaults(), "policy_kwargs": {}}, {**OF_RGRL, **(changes or {})}, POLICIES["rgrl"])
-    runs = []
-    for algorithm in algorithms:
-        shared = {"protocol": PROTOCOL, "algorithm": algorithm, "episodes": episodes}
-        if algorithm == "pd":
-            gains = {"gains": [PROPORTIONAL, DERIVATIVE]}
-            runs.append(Run("pd", as_json({**shared, **gains}), COSTS["pd"]))
-            continue
-        hyperparams = full if algorithm == "rgrl" else {}
-        for seed in seeds:
-            settings = {**shared, "steps": steps, "seed": seed, "hyperparams": hyperparams}
-            runs.append(Run(f"{algorithm}-seed{seed}", as_json(settings), COSTS[algorithm]))
-    return runs
+    check_numbers(steps, episodes, seeds)
+    of_agents = {"steps": steps, "hyperparams": full_hyperparams({**OF_RGRL, **(changes or {})})}
+    of_all = {"protocol": PROTOCOL, "episodes": episodes}
+    return [run for algorithm in algorithms for run in runs_of(algorithm, seeds, of_agents, of_all)]
 
 
 # Measuring
@@ -263,8 +237,8 @@ def by_algorithm(results: Sequence[Result]) -> dict[str, list[Result]]:
     """
     ordered = sorted(results, key=lambda result: int(result.settings.get("seed", 0)))
     runs = {name: [r for r in ordered if r.settings["algorithm"] == name] for name in ALGORITHMS}
-    if not runs["pd"]:
-        raise ValueError("there is no run of the controller, by which all are measured: run --algorithms pd")
+    if not runs[CONTROLLER]:
+        raise ValueError("there is no run of the controller, by which all are measured: run --algorithms controller")
     return {name: of for name, of in runs.items() if of}
 
 
@@ -276,7 +250,7 @@ def table_of(runs: dict[str, list[Result]]) -> str:
     :param runs: Runs of each algorithm.
     :return: One line for each run and one for each algorithm's mean, as Markdown.
     """
-    yardstick = float(foods_of(runs["pd"][0]).mean())
+    yardstick = float(foods_of(runs[CONTROLLER][0]).mean())
     lines = [
         "| run | steps | foods per episode | of the controller's | diagonal | p of only diagonals | rarest sector |",
         "|---|---|---|---|---|---|---|",
@@ -288,14 +262,14 @@ def table_of(runs: dict[str, list[Result]]) -> str:
             means.append(float(foods.mean()))
             seed = f", seed {result.settings['seed']}" if "seed" in result.settings else ""
             lines.append(
-                f"| {LABELS[name]}{seed} | {result.sidecar['steps']:,} | {foods.mean():.2f} ± {foods.std():.2f} "
+                f"| {NAMES[name]}{seed} | {result.sidecar['steps']:,} | {foods.mean():.2f} ± {foods.std():.2f} "
                 f"| {foods.mean() / yardstick:.0%} | {share_of_diagonals(angles).mean():.0%} | {only_diagonals(angles):.1g} "
                 f"| {rarest_sector(angles):.2f} |"
             )
         if len(results) > 1:
             mean, low, high = t_interval(means)
             ends = f"{mean / yardstick:.0%} ({low / yardstick:.0%} .. {high / yardstick:.0%})"
-            lines.append(f"| **{LABELS[name]}, {len(results)} seeds** | | **{mean:.2f}** | **{ends}** | | | |")
+            lines.append(f"| **{NAMES[name]}, {len(results)} seeds** | | **{mean:.2f}** | **{ends}** | | | |")
     return "\n".join(lines)
 
 
@@ -304,10 +278,10 @@ def section_of(runs: dict[str, list[Result]]) -> str:
     :param runs: Runs of each algorithm.
     :return: The table, whether the target was met, and how it came about, as Markdown.
     """
-    yardstick = float(foods_of(runs["pd"][0]).mean())
+    yardstick = float(foods_of(runs[CONTROLLER][0]).mean())
     shares = [float(foods_of(result).mean()) / yardstick for result in runs.get("rgrl", [])]
     reached = sum(share >= TARGET for share in shares)
-    episodes = runs["pd"][0].settings["episodes"]
+    episodes = runs[CONTROLLER][0].settings["episodes"]
     return "\n".join(
         [
             table_of(runs),
@@ -357,7 +331,7 @@ def draw_paths(axes: Axes, name: str, result: Result) -> None:
     axes.plot(x[reached], y[reached], "s", color="#e69f00", markersize=6)
     axes.plot(x[:1], y[:1], "kx")
     seed = f", seed {result.settings['seed']}" if "seed" in result.settings else ""
-    title = f"{LABELS[name]}{seed}\n{len(reached)} foods in {min(end, EPISODE)} steps"
+    title = f"{NAMES[name]}{seed}\n{len(reached)} foods in {min(end, EPISODE)} steps"
     axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", title=title, xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 
@@ -381,15 +355,15 @@ def draw_learning(axes: Axes, runs: dict[str, list[Result]]) -> None:
     :param axes: Where to draw.
     :param runs: Runs of each algorithm.
     """
-    yardstick = float(foods_of(runs["pd"][0]).mean())
-    axes.axhline(yardstick, color=COLOURS["pd"], linewidth=1, label=LABELS["pd"])
-    axes.axhline(TARGET * yardstick, color=COLOURS["pd"], linewidth=1, linestyle=":", label=f"{TARGET:.0%} of it")
-    for name in [name for name in runs if name != "pd"]:
+    yardstick = float(foods_of(runs[CONTROLLER][0]).mean())
+    axes.axhline(yardstick, color=COLOURS[CONTROLLER], linewidth=1, label=NAMES[CONTROLLER])
+    axes.axhline(TARGET * yardstick, color=COLOURS[CONTROLLER], linewidth=1, linestyle=":", label=f"{TARGET:.0%} of it")
+    for name in [name for name in runs if name != CONTROLLER]:
         for i, result in enumerate(runs[name]):
             steps, foods = (result.column(column, kind="training") for column in ("step", "foods"))
             # The mean of 5 episodes: one alone has but few foods.
             means = np.convolve(foods, np.ones(5) / 5, "valid")
-            axes.plot(steps[4:], means, color=COLOURS[name], linewidth=0.8, label=LABELS[name] if i == 0 else None)
+            axes.plot(steps[4:], means, color=COLOURS[name], linewidth=0.8, label=NAMES[name] if i == 0 else None)
             axes.plot(steps[-1:] * 1.01, foods_of(result).mean(), "o", color=COLOURS[name], markersize=4)
     axes.set(xlabel="environment steps", ylabel="foods per episode", ylim=(0, None))
     axes.set_title("Training (mean of 5 episodes; dots: deterministic evaluation at the end)", fontsize="medium")
@@ -425,21 +399,12 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the command line.
     """
-    parser = argparse.ArgumentParser(
-        prog="food_world.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the runs that are not finished yet")
-    add_run_options(run, "results/food_world")
+    what = "write picture, table and CSV of the runs there are"
+    parser, run, report = make_commands("food_world", __doc__, "report", what)
     run.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS), help="who (default: all)")
     run.add_argument("--steps", type=int, default=10_000, help="steps of training (default: %(default)s)")
     run.add_argument("--episodes", type=int, default=20, help="episodes of the evaluation (default: %(default)s)")
-    report = commands.add_parser("report", help="write picture, table and CSV of the runs there are")
-    report.add_argument(
-        "--out", type=Path, default=Path("results/food_world"), help="folder of the results (default: %(default)s)"
-    )
-    report.add_argument("--docs", type=Path, default=Path("docs"), help="folder to write to (default: %(default)s)")
-    report.add_argument("--mix", action="store_true", help="show runs of different versions together")
+    add_file(report, "--docs", "docs", "folder to write to")
     return parser
 
 
@@ -448,9 +413,8 @@ def run(arguments: argparse.Namespace) -> int:
     :param arguments: Arguments of the command ``run``.
     :return: Exit code.
     """
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     changes = parse_changes(arguments.set)
-    runs = plan_runs(arguments.algorithms, seeds, arguments.steps, arguments.episodes, changes)
+    runs = plan_runs(arguments.algorithms, seeds_of(arguments), arguments.steps, arguments.episodes, changes)
     return run_command(Experiment(arguments.out, COLUMNS, run_one), runs, arguments.jobs, arguments.mix)
 
 

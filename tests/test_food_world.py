@@ -218,7 +218,7 @@ def test_the_controller_reaches_food_and_is_better_than_other_damping(monkeypatc
     def foods(derivative, n=4):
         rows = []
         monkeypatch.setattr(food_world, "DERIVATIVE", derivative)
-        food_world.evaluate(food_world.Controller(), n, lambda *row: rows.append(row))
+        food_world.evaluate(food_world.make_controller(), n, lambda *row: rows.append(row))
         assert len(rows) == 200 * n
         return np.mean([row[3] for row in rows if row[2] == 199])
 
@@ -231,21 +231,21 @@ def test_the_controller_keeps_the_direction_of_forces_that_are_too_large():
     obs = np.zeros((2, 7), np.float32)
     obs[:, 4:6] = [[0.9, 0.3], [0.01, -0.02]]
     obs[1, 2:4] = [0.05, 0.0]
-    force, state = food_world.Controller().predict(obs)
+    force, state = food_world.make_controller().predict(obs)
     np.testing.assert_allclose(force, [[1.0, 1 / 3], [0.0, -0.2]], atol=1e-6)
     assert state is None
 
 
 def test_the_evaluation_writes_what_happened():
     rows = []
-    food_world.evaluate(food_world.Controller(), 2, lambda *row: rows.append(row))
+    food_world.evaluate(food_world.make_controller(), 2, lambda *row: rows.append(row))
     env = gym.make(ENV_ID)
     obs, _ = env.reset(seed=food_world.EVALUATION_SEED + 1)
     total = 0.0
     for row in [row for row in rows if row[1] == 1]:
         np.testing.assert_allclose(row[5:7], obs[:2], atol=1e-4)
         # To as many digits as are written; a force that differs more would end elsewhere.
-        action = food_world.Controller().predict(obs[None])[0][0]
+        action = food_world.make_controller().predict(obs[None])[0][0]
         np.testing.assert_allclose(row[7:9], action, atol=1e-4)
         obs, reward, _, _, info = env.step(action)
         total += reward
@@ -276,7 +276,7 @@ def test_only_diagonals_are_told_from_all_directions():
 def test_the_report_is_of_the_runs(tmp_path, capsys):
     rng = np.random.default_rng(0)
     everywhere, diagonals = rng.uniform(-np.pi, np.pi, (3, 200)), np.full((3, 200), np.pi / 4)
-    finished(tmp_path / "runs", "pd", {"algorithm": "pd", "episodes": 3}, steps_of([10, 10, 10], everywhere))
+    finished(tmp_path / "runs", "controller", {"algorithm": "controller", "episodes": 3}, steps_of([10, 10, 10], everywhere))
     for seed, (foods, angles) in enumerate([([9, 9, 10], everywhere), ([8, 9, 9], diagonals)]):
         training = [("training", i, 200 * (i + 1), i, 0.5, "", "", "", "") for i in range(6)]
         settings = {"algorithm": "rgrl", "episodes": 3, "seed": seed}
@@ -292,7 +292,7 @@ def test_the_report_is_of_the_runs(tmp_path, capsys):
     assert (tmp_path / "images" / "food_world.png").stat().st_size > 10_000
     lines = (tmp_path / "data" / "food_world.csv").read_text().splitlines()
     assert len(lines) == 1 + 3 + 2 * (6 + 3)
-    assert lines[1] == "pd,,evaluation,0,0,10,0.0"
+    assert lines[1] == "controller,,evaluation,0,0,10,0.0"
     assert "rgrl,1,training,5,1200,5,0.5" in lines
     assert "rgrl,1,evaluation,2,1200,9,0.0" in lines
 
@@ -301,13 +301,13 @@ def test_without_the_controller_there_is_no_report(tmp_path, capsys):
     finished(tmp_path, "ppo-seed0", {"algorithm": "ppo", "episodes": 2, "seed": 0}, [])
     with pytest.raises(SystemExit):
         food_world.main(["report", "--out", str(tmp_path), "--docs", str(tmp_path)])
-    assert "run --algorithms pd" in capsys.readouterr().err
+    assert "run --algorithms controller" in capsys.readouterr().err
 
 
 def test_runs_of_all_algorithms():
     small = {"learning_starts": 60, "batch_size": 8, "gradient_steps": 1, "n_candidates": 5, "policy_kwargs.net_arch": [16]}
-    runs = food_world.plan_runs(["pd", "rgrl", "ppo", "sac"], [3], 250, 2, small)
-    assert [run.name for run in runs] == ["pd", "rgrl-seed3", "ppo-seed3", "sac-seed3"]
+    runs = food_world.plan_runs(["controller", "rgrl", "ppo", "sac"], [3], 250, 2, small)
+    assert [run.name for run in runs] == ["controller", "rgrl-seed3", "ppo-seed3", "sac-seed3"]
     assert runs[1].settings["hyperparams"]["batch_size"] == 8
     assert runs[2].settings["hyperparams"] == {}
     rows = []
@@ -315,10 +315,10 @@ def test_runs_of_all_algorithms():
     assert [row[:3] for row in rows if row[0] == "training"] == [("training", 0, 200)]
     assert len([row for row in rows if row[0] == "evaluation"]) == 400
     for name, kind in (("ppo", "PPO"), ("sac", "SAC")):
-        assert type(food_world.make_model(name, 0, {})).__name__ == kind
+        assert type(food_world.make_agent(name, gym.make(ENV_ID), 0, {})).__name__ == kind
 
 
 def test_numbers_that_make_no_sense_are_refused():
     for bad in ({"steps": 0}, {"episodes": 0}, {"seeds": []}):
         with pytest.raises(ValueError, match="at least 1"):
-            food_world.plan_runs(**{"algorithms": ["pd"], "seeds": [0], "steps": 1, "episodes": 1, **bad})
+            food_world.plan_runs(**{"algorithms": ["controller"], "seeds": [0], "steps": 1, "episodes": 1, **bad})
