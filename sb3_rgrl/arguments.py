@@ -28,12 +28,10 @@ def check_agent(agent: Any) -> None:
         "batch_size",
         "buffer_size",
     ):
-        if getattr(agent, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(agent, name)}")
+        check_count(name, getattr(agent, name), least=1)
     for name in (
         "learning_rate",
         "learning_starts",
-        "n_plan_iterations",
         "action_learning_rate",
         "action_init_std",
         "per_exponent",
@@ -41,16 +39,45 @@ def check_agent(agent: Any) -> None:
         "ewc_lambda",
     ):
         value = getattr(agent, name)
-        if not callable(value) and not (value >= 0 and np.isfinite(value)):
-            raise ValueError(f"{name} must be a finite number that is not negative, got {value}")
+        if not callable(value) and not (is_number(value) and value >= 0 and np.isfinite(value)):
+            raise ValueError(f"{name} must be a finite number that is not negative, got {value!r}")
     for name in ("dropout", "action_noise_correlation", "random_action_hold"):
-        if not 0 <= getattr(agent, name) < 1:
-            raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(agent, name)}")
+        value = getattr(agent, name)
+        if not (is_number(value) and 0 <= value < 1):
+            raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
+    check_count("n_plan_iterations", agent.n_plan_iterations, least=0)
     check_action_repeat(agent.action_repeat)
-    if agent.gradient_steps < -1:
-        raise ValueError(f"gradient_steps must be -1 (as many as steps) or more, got {agent.gradient_steps}")
-    if not 0 < agent.gamma <= 1:
-        raise ValueError(f"gamma must be more than 0 and at most 1, got {agent.gamma}")
+    if not is_count(agent.gradient_steps) or agent.gradient_steps < -1:
+        raise ValueError(f"gradient_steps must be -1 (as many as steps) or a larger integer, got {agent.gradient_steps!r}")
+    if not (is_number(agent.gamma) and 0 < agent.gamma <= 1):
+        raise ValueError(f"gamma must be more than 0 and at most 1, got {agent.gamma!r}")
+
+
+def is_count(value: Any) -> bool:
+    """
+    :param value: Anything.
+    :return: Whether it is an integer, and not True or False, which count as 1 and 0 in Python.
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """
+    :param value: Anything.
+    :return: Whether it is a real number, and not True or False.
+    """
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """
+    :param name: Name of an argument.
+    :param value: Its value.
+    :param least: The least that it can be.
+    :raises ValueError: If it is no integer, or less.
+    """
+    if not is_count(value) or value < least:
+        raise ValueError(f"{name} must be an integer, at least {least}, got {value!r}")
 
 
 def check_action_repeat(action_repeat: Any) -> None:
@@ -58,8 +85,7 @@ def check_action_repeat(action_repeat: Any) -> None:
     :param action_repeat: How many steps of the environment an action lasts, or None.
     :raises ValueError: If it is something else.
     """
-    is_count = isinstance(action_repeat, (int, np.integer)) and not isinstance(action_repeat, bool) and action_repeat >= 1
-    if action_repeat is not None and not is_count:
+    if action_repeat is not None and not (is_count(action_repeat) and action_repeat >= 1):
         raise ValueError(f"action_repeat must be None or a number of steps, at least 1, got {action_repeat!r}")
 
 
@@ -74,8 +100,8 @@ def as_train_freq(train_freq: int | tuple[int, str] | TrainFreq) -> TrainFreq:
         parsed = TrainFreq(frequency, TrainFrequencyUnit(unit))
     except ValueError as error:
         raise ValueError(f"The unit of the `train_freq` must be either 'step' or 'episode' not '{unit}'!") from error
-    if not isinstance(frequency, int) or frequency < 1:
-        raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency}")
+    if not is_count(frequency) or frequency < 1:
+        raise ValueError(f"The frequency of `train_freq` must be a positive integer and not {frequency!r}")
     return parsed
 
 

@@ -91,7 +91,7 @@ class SequenceReplayBuffer(SavedBuffer):
         seed: int | None = None,
         reward_shape: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(buffer_size, observation_space, action_space, device, n_envs)
+        super().__init__(int(buffer_size), observation_space, action_space, device, n_envs)
         self._check_room(action_repeat, sequence_length)
         self.action_repeat, self.sequence_length = action_repeat, sequence_length
         self.milestone_every = sequence_length if milestone_every is None else milestone_every

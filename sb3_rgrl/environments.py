@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_rgrl.components import REWARD_KEY
@@ -32,6 +32,23 @@ class EnvironmentFault(ValueError):
 
     def __reduce__(self) -> tuple[type["EnvironmentFault"], tuple[int, str]]:
         return type(self), (self.env, self.what)
+
+
+def check_order(env: VecEnv) -> None:
+    """
+    Steps are stored as they were before VecNormalize, and normalised when they are drawn: whatever changes observations
+    after it would be left out.
+
+    :param env: The training environments.
+    :raises ValueError: If a wrapper around VecNormalize changes observations.
+    """
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is not None and normalizer.observation_space != env.observation_space:
+        raise ValueError(
+            f"{type(env).__name__} changes observations that VecNormalize has normalised already. An agent that learns from "
+            "stored steps needs them as they were before: put VecNormalize around it instead, as in "
+            "VecNormalize(VecFrameStack(env, 4))"
+        )
 
 
 def check_observation(env: int, observation: Any, space: spaces.Space[Any], what: str = "an observation") -> None:

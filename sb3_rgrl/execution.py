@@ -49,6 +49,35 @@ def go_on(
     return encoded, (plans, n_done + 1)
 
 
+def check_rows(n: int, state: tuple[np.ndarray, ...] | None, episode_start: Any) -> np.ndarray | None:
+    """
+    Plans that are followed are not compared with observations: those of others would be taken without a word.
+
+    :param n: Number of observations.
+    :param state: See :func:`go_on`.
+    :param episode_start: See :func:`go_on`; of one observation it may be one truth value, too.
+    :return: Where an episode begins, shape (n,); None: nowhere.
+    :raises ValueError: If there is no observation, or the others are those of another number of them.
+    """
+    if n == 0:
+        raise ValueError("There is no observation to decide on: got 0 of them")
+    for part in state or ():
+        if len(part) != n:
+            raise ValueError(
+                f"state holds plans for {len(part)} environment(s), but there are {n} observation(s). Pass what the last "
+                "predict() for the same environments returned, or None where there is none"
+            )
+    if episode_start is None:
+        return None
+    starts = np.atleast_1d(np.asarray(episode_start, dtype=bool))
+    if starts.shape != (n,):
+        raise ValueError(
+            f"episode_start must tell of each of the {n} observation(s) whether an episode begins, shape ({n},), but has "
+            f"shape {starts.shape}"
+        )
+    return starts
+
+
 def left_of(plans: np.ndarray, n_done: np.ndarray) -> np.ndarray:
     """
     :param plans: Pre-activated actions, shape (n, T, action_dim).

@@ -13,19 +13,45 @@ Observations = np.ndarray | dict[str, np.ndarray]
 Rows = TypeVar("Rows", np.ndarray, th.Tensor)
 
 
-def room_for(space: spaces.Space[Any], n_rows: int) -> Observations:
+def given(observation: Any) -> Any:
+    """
+    :param observation: What a user passes where an observation is wanted: arrays, tensors, or anything that NumPy makes an
+        array of.
+    :return: The same with arrays or tensors alone.
+    :raises ValueError: If it is what ``reset`` of a Gymnasium environment returns.
+    """
+    if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+        raise ValueError(
+            "Got a tuple (observation, info), where an observation is wanted: that is what reset() of a Gymnasium environment "
+            "returns, you are probably mixing Gym API with SB3 VecEnv API. Pass the observation alone: "
+            "`obs, info = env.reset()`, or `obs = vec_env.reset()`."
+        )
+    if isinstance(observation, dict):
+        return {key: given(part) for key, part in observation.items()}
+    return observation if isinstance(observation, (np.ndarray, th.Tensor)) else np.asarray(observation)
+
+
+def n_rows(observations: Observations) -> int:
+    """
+    :param observations: Many of them.
+    :return: How many.
+    """
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
+def room_for(space: spaces.Space[Any], n: int) -> Observations:
     """
     :param space: Observation space.
-    :param n_rows: How many observations there is to be room for.
+    :param n: How many observations there is to be room for.
     :return: Zeros of the space's type. They take memory page by page as they are written.
     :raises NotImplementedError: If SB3 knows no shape for that space.
     """
     shape = get_obs_shape(space)
     if isinstance(space, spaces.Dict):
         assert isinstance(shape, dict)
-        return {key: np.zeros((n_rows, *shape[key]), dtype=part.dtype) for key, part in space.spaces.items()}
+        return {key: np.zeros((n, *shape[key]), dtype=part.dtype) for key, part in space.spaces.items()}
     assert isinstance(shape, tuple)
-    return np.zeros((n_rows, *shape), dtype=space.dtype)
+    return np.zeros((n, *shape), dtype=space.dtype)
 
 
 def each(function: Callable[[Rows], Rows], observations: Rows | dict[str, Rows]) -> Rows | dict[str, Rows]:

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from sb3_rgrl.actions import groups_of
 from sb3_rgrl.beliefs import Beliefs, Decisions
 from sb3_rgrl.components import component_of
+from sb3_rgrl.observations import given
 from sb3_rgrl.policies import EnsemblePolicy, Plan
 
 # The colours of Okabe and Ito, which are told apart with all common kinds of colour blindness.
@@ -77,6 +78,9 @@ def plan_trace(
     :return: The figure.
     :raises ValueError: If the plan is not one for that many observations, or there is no such index or component.
     """
+    if not isinstance(policy, EnsemblePolicy):
+        raise TypeError(f"plan_trace draws plans of a policy, model.policy, got {type(policy).__name__}")
+    observation = given(observation)
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index, component)
     unit = f"reward[{component}]" if policy.reward_shape else "reward"
@@ -173,6 +177,9 @@ def _parts_of(policy: EnsemblePolicy, path: th.Tensor, action_names: Sequence[st
     with th.no_grad():
         encoded = codec.activate(path).cpu().numpy()
     names = _names_of(space)
+    n_names = int(space.n) if isinstance(space, spaces.Discrete) else len(names)
+    if action_names is not None and len(action_names) != n_names:
+        raise ValueError(f"action_names must be {n_names} names for the actions of {space}, got {len(action_names)}")
     if isinstance(space, spaces.Discrete):
         yield _choice("", encoded, action_names or [str(space.start + k) for k in range(space.n)])
         return

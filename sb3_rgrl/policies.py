@@ -20,7 +20,9 @@ from sb3_rgrl.court import Court
 from sb3_rgrl.deciding import DecidingPolicy
 from sb3_rgrl.deciding import Plan as Plan
 from sb3_rgrl.ensemble import make_ensemble
+from sb3_rgrl.execution import check_rows
 from sb3_rgrl.goals import DesiredReward
+from sb3_rgrl.observations import given, n_rows
 from sb3_rgrl.planner import MwmSgdPlanner
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales
@@ -188,7 +190,8 @@ class EnsemblePolicy(DecidingPolicy):
             return_lambda=return_lambda,
             windows_per_sample=windows_per_sample,
         )
-        self.ensemble_size, self.plan_horizon, self.sequence_length = ensemble_size, plan_horizon, sequence_length
+        # torch.split knows no integers of NumPy.
+        self.ensemble_size, self.plan_horizon, self.sequence_length = map(int, (ensemble_size, plan_horizon, sequence_length))
         self.exploration_candidates = exploration_candidates
         self.gamma, self.dropout = gamma, dropout
         self.n_rewards, self.reward_range = n_rewards, reward_range
@@ -299,19 +302,16 @@ class EnsemblePolicy(DecidingPolicy):
         :param deterministic: Whether the planner's noise depends on nothing but the observation.
         :return: The actions; and for the next call the plans, shape (n, T, action_dim), and for how many steps each was
             followed, shape (n,).
+        :raises ValueError: If an observation has not the shape of the space, there is none, or ``state`` or
+            ``episode_start`` are those of another number of observations.
         """
         if self.training:
             self.set_training_mode(False)
-        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
-            raise ValueError(
-                "predict() got a tuple (observation, info): that is what reset() of a Gymnasium environment returns, "
-                "you are probably mixing Gym API with SB3 VecEnv API. Pass the observation alone: "
-                "`obs, info = env.reset()`, or `obs = vec_env.reset()`."
-            )
+        observation = given(observation)
+        is_one = not self.is_vectorized_observation(observation)
+        episode_start = check_rows(1 if is_one else n_rows(observation), state, episode_start)
         actions, state = self.act(observation, state, episode_start, deterministic)
-        if not self.is_vectorized_observation(observation):
-            actions = actions.squeeze(axis=0)
-        return actions, state
+        return actions.squeeze(axis=0) if is_one else actions, state
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

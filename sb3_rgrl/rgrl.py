@@ -1,5 +1,6 @@
 """Reversal Generative Reinforcement Learning: act, store, learn, as in Algorithm 1 of the paper."""
 
+import os
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -14,7 +15,7 @@ from sb3_rgrl.acting import ActingAlgorithm
 from sb3_rgrl.actions import SUPPORTED_SPACES
 from sb3_rgrl.arguments import as_train_freq, check_agent
 from sb3_rgrl.buffers import SequenceReplayBuffer
-from sb3_rgrl.environments import name_faults, reward_range_of
+from sb3_rgrl.environments import check_order, name_faults, reward_range_of
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.goals import DesiredReward
 from sb3_rgrl.learning import LearningAlgorithm
@@ -145,7 +146,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         replay_buffer_class: type[SequenceReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
+        tensorboard_log: str | os.PathLike[str] | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
         seed: int | None = None,
@@ -158,7 +159,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             learning_rate=learning_rate,
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
+            tensorboard_log=None if tensorboard_log is None else os.fspath(tensorboard_log),
             verbose=verbose,
             device=device,
             support_multi_env=True,
@@ -204,7 +205,9 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return name_faults(SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper))
+        wrapped = SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_order(wrapped)
+        return name_faults(wrapped)
 
     def _setup_model(self) -> None:
         check_agent(self)

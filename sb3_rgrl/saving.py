@@ -85,7 +85,7 @@ class SavedAlgorithm(BaseAlgorithm):
     ) -> None:
         """
         Save all the attributes of the object and the model parameters in a zip-file. A crash while saving leaves
-        an earlier file of that name as it was.
+        an earlier file of that name as it was. A warning tells of settings that :meth:`load` will not take without trust.
 
         :param path: Path to the file where the agent should be saved, or an open file.
         :param exclude: Names of parameters that should be excluded in addition to the default ones.
@@ -97,12 +97,26 @@ class SavedAlgorithm(BaseAlgorithm):
         with zipfile.ZipFile(content, "a") as archive:
             names = json.loads(archive.read("data"))
             version = sys.modules["sb3_rgrl"].__version__
-            archive.writestr(PLAIN_DATA, write_settings({name: getattr(self, name) for name in names}, version))
+            plain, opaque = write_settings({name: getattr(self, name) for name in names}, version)
+            archive.writestr(PLAIN_DATA, plain)
+        self._warn_of(opaque)
         if not isinstance(path, (str, os.PathLike)):
             path.write(content.getbuffer())
             return
         with atomic_write(_with_suffix(path, "zip")) as file:
             file.write(content.getbuffer())
+
+    def _warn_of(self, opaque: Mapping[str, str]) -> None:
+        """
+        :param opaque: Settings that JSON cannot tell.
+        """
+        if opaque:
+            warnings.warn(
+                f"{', '.join(f'{name} ({what})' for name, what in opaque.items())} can be rebuilt by running code alone. The "
+                f"agent is saved, but to load it say what is meant, custom_objects={{{next(iter(opaque))!r}: ...}}, or "
+                "trust=True.",
+                stacklevel=3,
+            )
 
     @_constructor
     def load(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -24,23 +25,45 @@ OPAQUE = ":opaque:"
 _LIMITS = {"buffer_size": 10**8, "plan_horizon": 10**6, "sequence_length": 10**6, "action_repeat": 10**6, "n_envs": 10**4}
 # What the weights tell better: numbers of units must not exceed the numbers that are stored, or this.
 _FEW = 10**6
+# Rolling logs of the last episodes.
+_LOGS = ("ep_info_buffer",)
 _NEVER_SAVED = ("policy", "device", "env", "replay_buffer", "ewc", "_vec_normalize_env", "_logger", "_custom_logger")
 
 
-def write_settings(settings: Mapping[str, Any], version: str) -> str:
+def write_settings(settings: Mapping[str, Any], version: str) -> tuple[str, dict[str, str]]:
     """
     :param settings: Attributes of an agent.
     :param version: The version of this package.
-    :return: The entry ``PLAIN_DATA``. What JSON cannot tell is marked as such.
+    :return: The entry ``PLAIN_DATA``, and what JSON cannot tell, by name: there it is marked as such.
     """
-    data = {}
+    data, opaque = {}, {}
     for name, value in settings.items():
         try:
             # A schedule that SB3 makes anew out of learning_rate.
-            data[name] = None if name == "lr_schedule" else describe(value)
+            data[name] = None if name == "lr_schedule" else describe(_log_of(value) if name in _LOGS else value)
         except (TypeError, ValueError, RecursionError) as error:
             data[name] = {OPAQUE: str(error)}
-    return json.dumps({"format": FORMAT, "version": version, "data": data}, indent=1)
+            opaque[name] = str(error)
+    return json.dumps({"format": FORMAT, "version": version, "data": data}, indent=1), opaque
+
+
+def _log_of(episodes: Any) -> Any:
+    """
+    :param episodes: What Monitor told of the last episodes, which may hold anything (``info_keywords``), or None.
+    :return: The same without what JSON cannot tell. It is for the log alone, and an agent must not be lost for it.
+    """
+    if not isinstance(episodes, deque) or not all(isinstance(episode, dict) for episode in episodes):
+        return episodes
+    plain = ({name: value for name, value in episode.items() if _is_plain(value)} for episode in episodes)
+    return deque(plain, maxlen=episodes.maxlen)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        describe(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_settings(

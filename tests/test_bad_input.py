@@ -130,8 +130,46 @@ def test_sequence_longer_than_the_buffer():
     "name", ["ensemble_size", "sequence_length", "plan_horizon", "n_candidates", "batch_size", "buffer_size"]
 )
 def test_counts_below_1(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer, at least 1, got {value}"):
         make_model(**{name: value})
+
+
+@pytest.mark.parametrize("value", [2.0, 3.5, True, "4", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ensemble_size",
+        "sequence_length",
+        "plan_horizon",
+        "n_candidates",
+        "exploration_candidates",
+        "batch_size",
+        "buffer_size",
+        "n_plan_iterations",
+        "gradient_steps",
+        "train_freq",
+    ],
+)
+def test_counts_that_are_none(name, value):
+    with pytest.raises(ValueError, match=f"{name}.* must be .*integer.* {value!r}"):
+        make_model(**{name: value})
+
+
+def test_counts_of_numpy():
+    model = make_model(**{name: np.int64(number) for name, number in SMALL.items() if type(number) is int and name != "seed"})
+    assert model.learn(150).num_timesteps >= 150
+
+
+@pytest.mark.parametrize("value", ["0.9", None, True, [0.9]])
+@pytest.mark.parametrize("name", ["learning_rate", "gamma", "dropout", "random_action_hold", "ewc_lambda"])
+def test_numbers_that_are_none(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        make_model(**{name: value})
+
+
+def test_iterations_below_0():
+    with pytest.raises(ValueError, match="n_plan_iterations must be an integer, at least 0, got -1"):
+        make_model(n_plan_iterations=-1)
 
 
 @pytest.mark.parametrize("value", [-1, -1e-9, float("nan"), float("inf"), -float("inf")])
@@ -140,7 +178,6 @@ def test_counts_below_1(name, value):
     [
         "learning_rate",
         "learning_starts",
-        "n_plan_iterations",
         "action_learning_rate",
         "action_init_std",
         "per_exponent",

@@ -419,7 +419,8 @@ OWN_CODE = {
 @pytest.mark.parametrize("kind", OWN_CODE)
 def test_own_code_needs_trust_or_to_be_given(kind):
     file = io.BytesIO()
-    RGRL("MlpEnsemblePolicy", Drift(), **{**TINY, **OWN_CODE[kind]}).save(file)
+    with pytest.warns(UserWarning, match=rf"{kind} \(.*custom_objects=\{{'{kind}'.*trust=True"):
+        RGRL("MlpEnsemblePolicy", Drift(), **{**TINY, **OWN_CODE[kind]}).save(file)
     with pytest.raises(ValueError, match=rf"{kind} \(.*custom_objects=\{{'{kind}'.*trust=True"):
         RGRL.load(file)
     for loaded in (
@@ -434,7 +435,8 @@ def test_own_policy_is_given(tmp_path: Path):
     class OwnPolicy(MlpEnsemblePolicy):
         pass
 
-    RGRL(OwnPolicy, Drift(), **TINY).save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="policy_class"):
+        RGRL(OwnPolicy, Drift(), **TINY).save(tmp_path / "agent")
     with pytest.raises(ValueError, match="policy_class"):
         RGRL.load(tmp_path / "agent")
     assert type(RGRL.load(tmp_path / "agent", custom_objects={"policy_class": OwnPolicy}).policy) is OwnPolicy

@@ -161,6 +161,18 @@ def test_plan_for_other_observations_is_refused():
         plan_trace(policy, observations, index=2)
 
 
+def test_what_cannot_be_drawn_is_told():
+    policy = MlpEnsemblePolicy(OBSERVATIONS, spaces.Discrete(3), lambda _: 1e-3, ensemble_size=2, net_arch=[4])
+    observation = np.zeros(OBSERVATIONS.shape, np.float32)
+    with pytest.raises(ValueError, match="action_names must be 3 names"):
+        plan_trace(policy, observation, action_names=["left"])
+    with pytest.raises(TypeError, match=r"model\.policy, got RGRL"):
+        plan_trace(RGRL("MlpEnsemblePolicy", "CartPole-v1"), observation)
+    for ask in (policy.plan, policy.predict, lambda what: plan_trace(policy, what)):
+        with pytest.raises(ValueError, match="mixing Gym API"):
+            ask((observation, {}))
+
+
 def test_importing_the_package_does_not_import_matplotlib():
     code = "import sys, sb3_rgrl; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

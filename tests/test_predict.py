@@ -325,6 +325,42 @@ def test_wrong_shape_is_an_error(model):
         model.predict(np.zeros((2, 99), dtype=np.float32))
 
 
+def test_lists_are_observations_too(model, observations):
+    as_lists, (plans, _) = model.predict(observations.tolist(), deterministic=True)
+    as_arrays, (same, _) = model.predict(observations, deterministic=True)
+    np.testing.assert_array_equal(as_lists, as_arrays)
+    np.testing.assert_array_equal(plans, same)
+    action, _ = model.predict(observations[0].tolist(), deterministic=True)
+    assert action.shape == model.action_space.shape
+    np.testing.assert_array_equal(action, as_arrays[0])
+
+
+def test_no_observation_is_an_error(model, observations):
+    with pytest.raises(ValueError, match="no observation"):
+        model.predict(observations[:0])
+
+
+@pytest.mark.parametrize("now", [1, 3, None])
+def test_state_of_another_number_of_environments_is_an_error(model, observations, now):
+    _, state = model.predict(observations)
+    fewer = observations[0] if now is None else observations[:now]
+    with pytest.raises(ValueError, match=rf"plans for 6 environment\(s\), but there are {now or 1} observation"):
+        model.predict(fewer, state=state, episode_start=np.zeros(now or 1, dtype=bool))
+
+
+@pytest.mark.parametrize("n_told", [0, 2, 7])
+def test_episode_start_of_another_number_of_environments_is_an_error(model, observations, n_told):
+    _, state = model.predict(observations)
+    with pytest.raises(ValueError, match=rf"each of the 6 .* shape \({n_told},\)"):
+        model.predict(observations, state=state, episode_start=np.zeros(n_told, dtype=bool))
+
+
+def test_one_observation_may_have_one_episode_start(model, observations):
+    action, state = model.predict(observations[0], deterministic=True)
+    again, _ = model.predict(observations[0], state=state, episode_start=True, deterministic=True)
+    np.testing.assert_array_equal(again, action)
+
+
 def test_state_travels_through_evaluate_policy(model):
     env = make_vec_env(model.get_env().envs[0].spec.id, n_envs=2, seed=0)
     returns, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)

@@ -8,12 +8,14 @@ import os
 import pathlib
 import warnings
 import zipfile
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from sb3_rgrl import RGRL
@@ -238,7 +240,8 @@ def test_exclude_include_and_custom_objects(tmp_path):
     assert loaded.learning_rate == 1e-3
     assert not hasattr(loaded, "dummy")
     np.testing.assert_array_equal(predictions(model), predictions(loaded))
-    model.save(tmp_path / "agent", exclude=["verbose"], include=["verbose", "replay_buffer"])
+    with pytest.warns(UserWarning, match=r"replay_buffer \(.*trust=True"):
+        model.save(tmp_path / "agent", exclude=["verbose"], include=["verbose", "replay_buffer"])
     with pytest.raises(ValueError, match=r"replay_buffer \(.*trust=True"):
         RGRL.load(tmp_path / "agent")
     loaded = RGRL.load(tmp_path / "agent", custom_objects={"learning_rate": 2e-5}, trust=True)
@@ -307,7 +310,8 @@ def test_no_lambda_in_the_file(model, tmp_path):
         assert b"CodeType" not in part, name
     # Those of the user are saved all the same, and would be seen here.
     settings = {**SMALL, "learning_rate": lambda progress: 1e-3 * progress}
-    RGRL("MlpEnsemblePolicy", "CartPole-v1", **settings).save(tmp_path / "other.zip")
+    with pytest.warns(UserWarning, match="learning_rate .*function.* can be rebuilt by running code alone.*custom_objects"):
+        RGRL("MlpEnsemblePolicy", "CartPole-v1", **settings).save(tmp_path / "other.zip")
     assert b"<lambda>" in pickled_parts(tmp_path / "other.zip")["learning_rate"]
     with pytest.raises(ValueError, match="trust=True"):
         RGRL.load(tmp_path / "other.zip")
@@ -321,6 +325,30 @@ def test_schedules_are_saved_by_name(tmp_path):
     assert isinstance(loaded.lr_schedule, FloatSchedule)
     assert type(loaded.lr_schedule(0.75)) is float
     assert loaded.lr_schedule(0.75) == pytest.approx(5.5e-4)
+
+
+class Telling(gym.Wrapper):
+    """Tells at each step what JSON cannot hold, and what it can."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {**info, "where": {1, 2}, "what": "ball", "path": Path("here")}
+
+
+def test_what_monitor_tells_is_no_reason_to_lose_an_agent(tmp_path):
+    env = Monitor(Telling(gym.make("CartPole-v1")), info_keywords=("where", "what", "path"))
+    RGRL("MlpEnsemblePolicy", env, **SMALL).learn(120).save(tmp_path / "agent.zip")
+    episodes = RGRL.load(tmp_path / "agent.zip").ep_info_buffer
+    assert len(episodes) > 0
+    for episode in episodes:
+        assert episode.keys() == {"r", "l", "t", "what"}
+        assert episode["what"] == "ball"
+    assert len(RGRL.load(tmp_path / "agent.zip", trust=True).ep_info_buffer[0]) == 6
+
+
+def test_folder_of_tensorboard_may_be_a_path(tmp_path):
+    RGRL("MlpEnsemblePolicy", "CartPole-v1", tensorboard_log=tmp_path / "tb", **SMALL).save(tmp_path / "agent.zip")
+    assert RGRL.load(tmp_path / "agent.zip").tensorboard_log == str(tmp_path / "tb")
 
 
 class Heir(RGRL):

@@ -4,7 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameStack, VecNormalize
 
 from sb3_rgrl import RGRL
 from tests.test_run import SMALL
@@ -71,3 +72,16 @@ def test_save_and_go_on_with_statistics(tmp_path):
 def test_stacked_frames():
     model = RGRL("MlpEnsemblePolicy", VecFrameStack(DummyVecEnv([Counter]), 3), **SMALL).learn(150)
     assert model.policy.scales.state.mean.shape == (3,)
+
+
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_what_changes_observations_after_normalization_is_refused(norm_obs):
+    normalized = VecNormalize(make_vec_env("CartPole-v1", 2), norm_obs=norm_obs)
+    with pytest.raises(ValueError, match=r"VecFrameStack changes observations.*put VecNormalize around it"):
+        RGRL("MlpEnsemblePolicy", VecFrameStack(normalized, 2), **SMALL)
+    with pytest.raises(ValueError, match=r"VecFrameStack changes observations"):
+        RGRL("MlpEnsemblePolicy", VecNormalize(VecFrameStack(make_vec_env("CartPole-v1", 2), 2)), **SMALL).set_env(
+            VecFrameStack(normalized, 2)
+        )
+    # What changes nothing may lie around it.
+    RGRL("MlpEnsemblePolicy", VecCheckNan(normalized), **SMALL).learn(120)

@@ -20,7 +20,7 @@ import optuna
 import pytest
 import yaml
 
-from sb3_rgrl import RGRL
+from sb3_rgrl import RGRL, HerSequenceReplayBuffer
 from sb3_rgrl.zoo import __main__ as zoo_main
 from sb3_rgrl.zoo import default_config_path, register
 from sb3_rgrl.zoo.sampler import convert_rgrl_params, sample_rgrl_params
@@ -365,6 +365,8 @@ def test_register_is_idempotent() -> None:
     register()
     assert exp_manager.ExperimentManager.__init__ is init
     assert ALGOS["rgrl"] is RGRL
+    # What `replay_buffer_class: HerSequenceReplayBuffer` in a YAML file comes to.
+    assert eval("HerSequenceReplayBuffer", vars(exp_manager)) is HerSequenceReplayBuffer
     assert hyperparams_opt.HYPERPARAMS_SAMPLER["rgrl"] is sample_rgrl_params
     assert hyperparams_opt.HYPERPARAMS_CONVERTER["rgrl"] is convert_rgrl_params
 

@@ -52,6 +52,19 @@ def add_sampler(hyperparams_opt: ModuleType) -> None:
     hyperparams_opt.HYPERPARAMS_CONVERTER.setdefault(ALGO, convert_rgrl_params)
 
 
+def extend_manager(exp_manager: ModuleType) -> None:
+    """
+    Let the zoo find our hyperparameters, and our class of buffers in them.
+
+    :param exp_manager: the module ``rl_zoo3.exp_manager``
+    """
+    from sb3_rgrl.hindsight import HerSequenceReplayBuffer
+
+    # `replay_buffer_class: HerSequenceReplayBuffer` in a YAML file is evaluated in that module.
+    exp_manager.HerSequenceReplayBuffer = HerSequenceReplayBuffer  # type: ignore[attr-defined]
+    add_default_config(exp_manager)
+
+
 def add_default_config(exp_manager: ModuleType) -> None:
     """
     The zoo looks for ``<algo>.yml`` inside its own folder, where a plugin must not write. Give it our file instead
@@ -79,7 +92,7 @@ def add_default_config(exp_manager: ModuleType) -> None:
 _EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3.utils": add_algorithm,
     "rl_zoo3.hyperparams_opt": add_sampler,
-    "rl_zoo3.exp_manager": add_default_config,
+    "rl_zoo3.exp_manager": extend_manager,
 }
 
 
