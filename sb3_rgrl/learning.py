@@ -102,12 +102,13 @@ class LearningAlgorithm(BaseAlgorithm):
         :return: How it went.
         """
         policy = self.policy
+        # First of all: their memory is warm, and what follows takes it again.
+        policy.optimizer.zero_grad()
         errors = policy.window_errors(windows)
         member_losses = errors.losses.mean(dim=-1)
         self._check_loss(member_losses)
         # Members share no weight, so the sum trains each of them by its own loss.
         loss, penalty = member_losses.sum(), self.ewc.penalty()
-        policy.optimizer.zero_grad()
         (loss + penalty).backward()  # type: ignore[no-untyped-call]
         policy.optimizer.step()
         if not buffer.draws_uniformly:

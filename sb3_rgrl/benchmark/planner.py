@@ -322,8 +322,8 @@ def updates_against_products(effort: Effort, model: RGRL, setting: str) -> list[
     policy.set_training_mode(True)
 
     def gradients() -> None:
-        loss = policy.window_errors(windows).losses.mean(dim=-1).sum()
         optimizer.zero_grad()
+        loss = policy.window_errors(windows).losses.mean(dim=-1).sum()
         loss.backward()  # type: ignore[no-untyped-call]
 
     def update() -> None:
