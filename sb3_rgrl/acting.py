@@ -172,7 +172,24 @@ class ActingAlgorithm(BaseAlgorithm):
                 return False
         # Where all was worth the same, the members' errors would decide, and lead nowhere (MountainCar-v0 before the flag
         # was ever reached): held random actions get about.
+        return self._tells_apart()
+
+    def _tells_apart(self) -> bool:
+        """
+        :return: Whether anything was ever worth more than something else.
+        """
+        scales = self.policy.scales
         return bool(scales.reward.varies.any() or scales.return_to_go.varies.any())
+
+    def _holds_random_actions(self) -> bool:
+        """
+        :return: Whether random actions are held. Where episodes have ended, and all in the same way, that may be the reason
+            (FrozenLake-v1, where the way to the goal has turns): then they are not.
+        """
+        assert self.replay_buffer is not None
+        if not self.policy.scales.is_ready or self._tells_apart():
+            return True
+        return not self.replay_buffer.terminated[: self.replay_buffer.size()].any()
 
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
@@ -181,7 +198,7 @@ class ActingAlgorithm(BaseAlgorithm):
             # Drawn at the first step, too, where nothing is held: going on from a checkpoint must draw the same.
             held = self.action_space.np_random.random(self.n_envs) < self.random_action_hold
             held &= ~episode_starts
-            if self._last_random_actions is not None:
+            if self._last_random_actions is not None and self._holds_random_actions():
                 actions[held] = self._last_random_actions[held]
         self._last_random_actions = actions
         return actions

@@ -1,7 +1,9 @@
 """While training the best of a few plans is executed; predictions that are deterministic consider all of them."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from tests.test_run import SMALL
@@ -72,7 +74,7 @@ def test_training_explores_with_what_it_was_told():
 
 @pytest.mark.parametrize("bad", [0, -1])
 def test_none_is_refused(bad):
-    with pytest.raises(ValueError, match="exploration_candidates must be at least 1"):
+    with pytest.raises(ValueError, match="exploration_candidates must be an integer, at least 1"):
         RGRL("MlpEnsemblePolicy", "CartPole-v1", exploration_candidates=bad)
 
 
@@ -86,3 +88,45 @@ def test_random_actions_depend_on_the_seed_alone():
     assert len(np.unique(taken[0])) < 50, "some were held"
     for others in taken[1:]:
         np.testing.assert_array_equal(taken[0], others)
+
+
+class Nothing(gym.Env):
+    """Episodes of eight steps in which no reward ever comes; they end by termination or by a limit of time."""
+
+    observation_space = spaces.Box(0.0, 1.0, (1,))
+    action_space = spaces.Discrete(8)
+
+    def __init__(self, terminates: bool, reward_at: int | None = None) -> None:
+        self.terminates, self.reward_at, self.n_steps = terminates, reward_at, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 8
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left, self.n_steps = self.left - 1, self.n_steps + 1
+        over = self.left == 0
+        obs = np.array([1.0 - self.left / 8], np.float32)
+        return obs, float(self.n_steps == self.reward_at), over and self.terminates, over and not self.terminates, {}
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_random_actions_are_not_held_where_that_has_led_to_the_same_end_always(terminates):
+    env = Nothing(terminates)
+    model = RGRL("MlpEnsemblePolicy", env, seed=0, random_action_hold=0.9, **{**SMALL, "learning_starts": 80}).learn(600)
+    assert not model._may_plan(), "nothing was ever worth more than anything else"
+    taken = model.replay_buffer.actions[:600].argmax(axis=1).reshape(-1, 8)
+    same = (taken[:, 1:] == taken[:, :-1]).mean(axis=1)
+    assert same[:10].mean() > 0.8, "at first they are held"
+    # By chance one in eight is the same as the one before.
+    assert (same[15:].mean() < 0.25) == terminates
+    assert terminates or same[15:].mean() > 0.8
+
+
+def test_agents_plan_as_soon_as_something_was_different():
+    model = RGRL("MlpEnsemblePolicy", Nothing(True, reward_at=203), seed=0, **{**SMALL, "learning_starts": 80})
+    model.learn(200)
+    assert not model._may_plan()
+    model.learn(60, reset_num_timesteps=False)
+    assert model._may_plan()
