@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Picture
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.logger import CSVOutputFormat, Figure, HumanOutputFormat, JSONOutputFormat, KVWriter
 
 from sb3_rgrl import plots
@@ -59,6 +59,12 @@ class PlanPicturesCallback(BaseCallback):
             raise ValueError(f"PlanPicturesCallback draws what RGRL has in mind, but the agent is {type(self.model).__name__}")
 
     def _on_training_start(self) -> None:
+        # A list tells of its own parent no sooner.
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"PlanPicturesCallback has to see every step, but {type(self.parent).__name__} hides most of them: give it to "
+                "learn() itself, n_steps says how often it draws"
+            )
         model = self._agent()
         began_anew = model.num_timesteps < max(self._last_step, 1)
         if self.beliefs is None or began_anew or self.beliefs.n_envs != model.n_envs:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from matplotlib.colors import to_rgb
 from PIL import Image
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -306,6 +307,9 @@ def test_pictures_are_in_tensorboard_and_training_is_what_it_was(tmp_path):
 
 
 def test_callback_refuses_what_it_cannot_do():
+    hidden = EveryNTimesteps(50, CallbackList([PlanPicturesCallback()]))
+    with pytest.raises(ValueError, match="has to see every step, but EveryNTimesteps hides"):
+        RGRL("MlpEnsemblePolicy", "CartPole-v1", **SMALL).learn(20, callback=hidden)
     with pytest.raises(ValueError, match="n_steps must be at least 1"):
         PlanPicturesCallback(n_steps=0)
     with pytest.raises(ValueError, match="but the agent is PPO"):
