@@ -311,7 +311,8 @@ def test_schedule_of_the_desired_reward(per_member):
 
 def test_schedule_goes_on_where_it_was_saved(tmp_path):
     model = make_model(desired_reward=lambda progress: 1.0 - progress).learn(140)
-    model.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="desired_reward .*trust=True"):
+        model.save(tmp_path / "agent")
     loaded = RGRL.load(tmp_path / "agent", trust=True)
     assert model.policy.goal().reward.tolist() == loaded.policy.goal().reward.tolist() == [1.0, 1.0]
     assert_decide_the_same(model, loaded, observations_of(model))
