@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from experiments import Experiment, Run, run_all
 
-# The data that all evaluations of one experiment are told by, and their defaults: on the way, of each, of the final agent.
+# Arguments of experiments that evaluate agents: steps of training, evaluations on the way, episodes of each and at the end.
 EVALUATION = ("steps", "evaluations", "eval_episodes", "final_episodes")
 
 

@@ -186,10 +186,8 @@ class ActingAlgorithm(BaseAlgorithm):
         :return: Whether random actions are held. Where episodes have ended, and all in the same way, that may be the reason
             (FrozenLake-v1, where the way to the goal has turns): then they are not.
         """
-        assert self.replay_buffer is not None
-        if not self.policy.scales.is_ready or self._tells_apart():
-            return True
-        return not self.replay_buffer.terminated[: self.replay_buffer.size()].any()
+        was_end_seen = bool(self.policy.scales.end_reward.count > 0)
+        return self._tells_apart() or not was_end_seen
 
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])

@@ -15,7 +15,7 @@ from sb3_rgrl.expecting import ExpectingPolicy
 from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
-from sb3_rgrl.observations import given
+from sb3_rgrl.observations import as_arrays
 from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
@@ -88,7 +88,7 @@ class DecidingPolicy(ExpectingPolicy):
         """
         # The caller may be in no_grad or inference_mode; planning needs gradients.
         with th.inference_mode(False), th.enable_grad():
-            observation = given(observation)
+            observation = as_arrays(observation)
             states = self.standardised_states(observation)
             if deterministic:
                 generator = None

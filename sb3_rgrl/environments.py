@@ -34,7 +34,7 @@ class EnvironmentFault(ValueError):
         return type(self), (self.env, self.what)
 
 
-def check_order(env: VecEnv) -> None:
+def check_wrapper_order(env: VecEnv) -> None:
     """
     Steps are stored as they were before VecNormalize, and normalised when they are drawn: whatever changes observations
     after it would be left out.

@@ -13,7 +13,7 @@ Observations = np.ndarray | dict[str, np.ndarray]
 Rows = TypeVar("Rows", np.ndarray, th.Tensor)
 
 
-def given(observation: Any) -> Any:
+def as_arrays(observation: Any) -> Any:
     """
     :param observation: What a user passes where an observation is wanted: arrays, tensors, or anything that NumPy makes an
         array of.
@@ -27,7 +27,7 @@ def given(observation: Any) -> Any:
             "`obs, info = env.reset()`, or `obs = vec_env.reset()`."
         )
     if isinstance(observation, dict):
-        return {key: given(part) for key, part in observation.items()}
+        return {key: as_arrays(part) for key, part in observation.items()}
     return observation if isinstance(observation, (np.ndarray, th.Tensor)) else np.asarray(observation)
 
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from sb3_rgrl.actions import groups_of
 from sb3_rgrl.beliefs import Beliefs, Decisions
 from sb3_rgrl.components import component_of
-from sb3_rgrl.observations import given
+from sb3_rgrl.observations import as_arrays
 from sb3_rgrl.policies import EnsemblePolicy, Plan
 
 # The colours of Okabe and Ito, which are told apart with all common kinds of colour blindness.
@@ -80,7 +80,7 @@ def plan_trace(
     """
     if not isinstance(policy, EnsemblePolicy):
         raise TypeError(f"plan_trace draws plans of a policy, model.policy, got {type(policy).__name__}")
-    observation = given(observation)
+    observation = as_arrays(observation)
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index, component)
     unit = f"reward[{component}]" if policy.reward_shape else "reward"

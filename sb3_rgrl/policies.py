@@ -22,7 +22,7 @@ from sb3_rgrl.deciding import Plan as Plan
 from sb3_rgrl.ensemble import make_ensemble
 from sb3_rgrl.execution import check_rows
 from sb3_rgrl.goals import DesiredReward
-from sb3_rgrl.observations import given, n_rows
+from sb3_rgrl.observations import as_arrays, n_rows
 from sb3_rgrl.planner import MwmSgdPlanner
 from sb3_rgrl.starts import PlanStarts
 from sb3_rgrl.targets import Scales
@@ -307,7 +307,7 @@ class EnsemblePolicy(DecidingPolicy):
         """
         if self.training:
             self.set_training_mode(False)
-        observation = given(observation)
+        observation = as_arrays(observation)
         is_one = not self.is_vectorized_observation(observation)
         episode_start = check_rows(1 if is_one else n_rows(observation), state, episode_start)
         actions, state = self.act(observation, state, episode_start, deterministic)

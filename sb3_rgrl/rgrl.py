@@ -15,7 +15,7 @@ from sb3_rgrl.acting import ActingAlgorithm
 from sb3_rgrl.actions import SUPPORTED_SPACES
 from sb3_rgrl.arguments import as_train_freq, check_agent
 from sb3_rgrl.buffers import SequenceReplayBuffer
-from sb3_rgrl.environments import check_order, name_faults, reward_range_of
+from sb3_rgrl.environments import check_wrapper_order, name_faults, reward_range_of
 from sb3_rgrl.ewc import ElasticWeightConsolidation
 from sb3_rgrl.goals import DesiredReward
 from sb3_rgrl.learning import LearningAlgorithm
@@ -206,7 +206,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         wrapped = SavedAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        check_order(wrapped)
+        check_wrapper_order(wrapped)
         return name_faults(wrapped)
 
     def _setup_model(self) -> None:

@@ -99,12 +99,13 @@ class SavedAlgorithm(BaseAlgorithm):
             version = sys.modules["sb3_rgrl"].__version__
             plain, opaque = write_settings({name: getattr(self, name) for name in names}, version)
             archive.writestr(PLAIN_DATA, plain)
-        self._warn_of(opaque)
-        if not isinstance(path, (str, os.PathLike)):
+        if isinstance(path, (str, os.PathLike)):
+            with atomic_write(_with_suffix(path, "zip")) as file:
+                file.write(content.getbuffer())
+        else:
             path.write(content.getbuffer())
-            return
-        with atomic_write(_with_suffix(path, "zip")) as file:
-            file.write(content.getbuffer())
+        # Where warnings are errors the agent must not be lost for one.
+        self._warn_of(opaque)
 
     def _warn_of(self, opaque: Mapping[str, str]) -> None:
         """

@@ -327,6 +327,12 @@ def test_schedules_are_saved_by_name(tmp_path):
     assert loaded.lr_schedule(0.75) == pytest.approx(5.5e-4)
 
 
+def test_an_agent_is_saved_even_where_warnings_are_errors(tmp_path):
+    with pytest.raises(UserWarning, match="learning_rate"):
+        RGRL("MlpEnsemblePolicy", "CartPole-v1", **{**SMALL, "learning_rate": lambda _: 1e-3}).save(tmp_path / "agent.zip")
+    assert RGRL.load(tmp_path / "agent.zip", custom_objects={"learning_rate": 2e-3}).learning_rate == 2e-3
+
+
 class Telling(gym.Wrapper):
     """Tells at each step what JSON cannot hold, and what it can."""
 

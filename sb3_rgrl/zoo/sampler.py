@@ -20,7 +20,7 @@ NET_ARCHS: dict[str, list[int]] = {
 }
 # 0: as many as the task's time scale says.
 ACTION_REPEATS = [0, 1, 2, 4]
-# Learning phases are ten steps apart, as by default: fewer would put evaluations between them off.
+# As by default: how many updates there are for a step is searched instead.
 TRAIN_FREQ = 10
 IN_POLICY_KWARGS = ("execute_steps", "return_lambda")
 
