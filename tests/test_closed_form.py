@@ -22,6 +22,7 @@ from sb3_rgrl.closed_form import (
     Units,
 )
 from sb3_rgrl.closed_form.layers import activation_of
+from sb3_rgrl.closed_form.survival import Survival
 from sb3_rgrl.goals import shares_of_windows
 
 LIMIT = 20.0
@@ -532,3 +533,18 @@ def test_an_mlp_without_hidden_layers_is_told():
     case = make_case(widths=[])
     with pytest.raises(ValueError, match="one hidden layer at least"):
         plan_errors_of(case)
+
+
+@pytest.mark.parametrize("told", [0.0, 5.0, 9.0, 12.0, 100.0])
+def test_what_is_all_but_over_makes_no_numbers_that_slow_a_processor_down(told):
+    survival = Survival(20, 1, 1, (5, 10), np.float32)
+    rng = np.random.default_rng(0)
+    rewards, end_rewards = rng.normal(size=(2, 20, 1, 5, 10, 1)).astype(np.float32)
+    ended = rng.normal(told, 2.0, (20, 1, 5, 10)).astype(np.float32)
+    returns, d_returns = rng.normal(size=(2, 20, 5, 10)).astype(np.float32)
+    survival.forward(rewards, ended, returns, end_rewards)
+    out = [np.empty_like(x) for x in (rewards, ended, returns, end_rewards)]
+    survival.backward(rng.normal(size=survival.rewards.shape).astype(np.float32), d_returns, out)
+    for numbers in (survival.rewards, survival.returns_to_go, *out):
+        # With room for a few slopes and weights on the way back through a window.
+        assert not ((numbers != 0.0) & (np.abs(numbers) < 1e-30)).any()
