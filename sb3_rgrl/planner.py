@@ -261,9 +261,9 @@ class _AdamStep(Generic[Array]):
         to_root = math.sqrt((1.0 - self.BETA_2) / (1.0 - self.BETA_2**self.n_steps))
         divisor = self.second**0.5
         divisor += self.EPSILON / to_root
-        change: Array = self.first / divisor
-        change *= self.learning_rate * to_mean / to_root
-        moved: Array = plans - change
+        moved: Array = self.first / divisor
+        moved *= -self.learning_rate * to_mean / to_root
+        moved += plans
         return moved
 
 
