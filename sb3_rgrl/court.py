@@ -44,14 +44,17 @@ class Court:
     def __reduce__(self) -> tuple[type["Court"], tuple[()]]:
         return type(self), ()
 
-    def can_judge(self, ensemble: Ensemble | MixedEnsemble, action_space: spaces.Space[Any]) -> bool:
+    def can_judge(
+        self, ensemble: Ensemble | MixedEnsemble, action_space: spaces.Space[Any], compile_planning: bool = False
+    ) -> bool:
         """
         :param ensemble: The members.
         :param action_space: What they plan over.
+        :param compile_planning: See :func:`closed_form_of`.
         :return: Whether the closed form of their errors is known.
         """
         if self.form is None:
-            self.form, self._watch = closed_form_of(ensemble, action_space), Watch()
+            self.form, self._watch = closed_form_of(ensemble, action_space, compile_planning), Watch()
         return self.form is not None
 
     def fixed_draws(self, planner: MwmSgdPlanner, ensemble: Any, population: int) -> Draws:

@@ -56,6 +56,7 @@ class DecidingPolicy(ExpectingPolicy):
     execute_steps: int | None
     n_warm_iterations: int | None
     fast_gradients: bool
+    compile_planning: bool
     prediction_generator: np.random.Generator
     _court: Court
 
@@ -260,7 +261,9 @@ class DecidingPolicy(ExpectingPolicy):
     def _in_closed_form(self, states: th.Tensor) -> bool:
         # Closed forms work in place: outside of the CPU and in other precisions autograd does.
         on_cpu = states.device.type == "cpu" and states.dtype == self.discounts.dtype == th.float32
-        return on_cpu and self.fast_gradients and self._court.can_judge(self.ensemble, self.action_space)
+        if not (on_cpu and self.fast_gradients):
+            return False
+        return self._court.can_judge(self.ensemble, self.action_space, self.compile_planning)
 
     def _aims(self) -> tuple[Goal, Units]:
         return self.goal(), self.units()

@@ -3,6 +3,7 @@
 The two agree; autograd is what is meant, the closed form is what is fast on a CPU.
 """
 
+import warnings
 from collections.abc import Hashable, Sequence
 from operator import is_
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -234,10 +235,13 @@ def _as_numpy(value: Any) -> Any:
 ACTIVATION_NAMES: dict[type[nn.Module], str] = {nn.SiLU: "SiLU", nn.Tanh: "Tanh", nn.ReLU: "ReLU"}
 
 
-def closed_form_of(ensemble: Ensemble | MixedEnsemble, action_space: spaces.Space[Any]) -> closed_form.PlanErrors | None:
+def closed_form_of(
+    ensemble: Ensemble | MixedEnsemble, action_space: spaces.Space[Any], compile_planning: bool = False
+) -> closed_form.PlanErrors | None:
     """
     :param ensemble: The members.
     :param action_space: What they plan over.
+    :param compile_planning: Whether multilayer perceptrons are to be unrolled by machine code, if numba is there.
     :return: The error of plans and its gradient in closed form; None: it is not known for these members, or for rewards of
         several components.
     """
@@ -251,10 +255,26 @@ def closed_form_of(ensemble: Ensemble | MixedEnsemble, action_space: spaces.Spac
     if isinstance(ensemble, RecurrentEnsemble):
         form = closed_form.RecurrentClosedForm(ensemble.kind, *sizes, *about)
     elif len(ensemble.weights) > 1:
-        form = closed_form.MlpClosedForm(*sizes, *about)
+        form = _mlp_form(compile_planning)(*sizes, *about)
     else:
         return None
     return closed_form.PlanErrors(form, _activation_of(action_space))
+
+
+def _mlp_form(compile_planning: bool) -> type[closed_form.MlpClosedForm]:
+    if compile_planning:
+        try:
+            # numba takes a quarter of a second to import, and need not be installed.
+            from sb3_rgrl.closed_form.compiled_mlp import CompiledMlpClosedForm
+
+            return CompiledMlpClosedForm
+        except ImportError as error:
+            warnings.warn(
+                f"compile_planning needs numba and SciPy, so planning goes on without: {error}. "
+                "`pip install 'sb3-rgrl[fast]'` installs them.",
+                stacklevel=2,
+            )
+    return closed_form.MlpClosedForm
 
 
 def _activation_of(action_space: spaces.Space[Any]) -> closed_form.ActionActivation:

@@ -83,6 +83,9 @@ class EnsemblePolicy(DecidingPolicy):
         early; one where a features extractor learns.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
+    :param compile_planning: Whether closed forms of multilayer perceptrons are compiled by numba at the first plan: a decision
+        takes about two thirds of the time. It takes some seconds once, and needs the extra ``fast``; without numba it warns
+        and goes on. Plans differ by rounding.
     :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn: updates take
         two thirds of the time. Compiling takes about a minute, some seconds where it was done before, and needs a C++
         compiler, see docs/performance.md.
@@ -144,6 +147,7 @@ class EnsemblePolicy(DecidingPolicy):
         execute_steps: int | None = None,
         windows_per_sample: int | None = None,
         fast_gradients: bool = True,
+        compile_planning: bool = False,
         compile_losses: bool = False,
         net_arch: Sequence[int] | None = None,
         activation_fn: type[nn.Module] | None = None,
@@ -199,7 +203,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.return_trust, self.return_lambda = return_trust, return_lambda
-        self.fast_gradients, self.compile_losses = fast_gradients, compile_losses
+        self.fast_gradients, self.compile_planning, self.compile_losses = fast_gradients, compile_planning, compile_losses
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
         self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)

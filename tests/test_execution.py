@@ -203,7 +203,7 @@ def test_scores_need_less_memory_than_gradients():
     results = []
     for keep in (True, False):
         survival = form.imagine(state, actions, keep=keep)
-        results.append((survival.rewards.copy(), survival.returns_to_go.copy(), form._work.everywhere[0].size))
+        results.append((survival.rewards.copy(), survival.returns_to_go.copy(), form._work.hidden.size))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
     assert results[0][2] == 4 * results[1][2]

@@ -52,7 +52,7 @@ def both_judges(policy: EnsemblePolicy, n_states: int) -> tuple[AutogradJudges, 
     """Of one case, with generators of their own that draw the same missing units."""
     states = th.randn(n_states, 4, generator=th.Generator().manual_seed(1))
     cases = [Case(states, policy.goal(), policy.units(), np.random.default_rng(2)) for _ in range(2)]
-    form = closed_form_of(policy.ensemble, policy.action_space)
+    form = closed_form_of(policy.ensemble, policy.action_space, policy.compile_planning)
     assert form is not None
     return (
         AutogradJudges(policy.ensemble, policy.codec, cases[0]),
@@ -76,14 +76,14 @@ def assert_close(actual: np.ndarray, expected: th.Tensor) -> None:
     net_arch=st.lists(st.integers(1, 9), min_size=1, max_size=2),
     n_states=st.integers(1, 3),
     chosen=st.sampled_from([None, [2, 0, 2, 1]]),
+    compile_planning=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_gradients_and_scores_equal_autograd(
-    policy_class, space, aim, return_weight, activation_fn, net_arch, n_states, chosen, seed
+    policy_class, space, aim, return_weight, activation_fn, net_arch, n_states, chosen, compile_planning, seed
 ):
-    policy = make_policy(
-        policy_class, space, seed, aim=aim, return_weight=return_weight, activation_fn=activation_fn, net_arch=net_arch
-    )
+    members = {"activation_fn": activation_fn, "net_arch": net_arch, "compile_planning": compile_planning}
+    policy = make_policy(policy_class, space, seed, aim=aim, return_weight=return_weight, **members)
     plain, fast = both_judges(policy, n_states)
     judged = None if chosen is None else np.array(chosen)
     n_groups, n_plans = (3, 2) if chosen is None else (4, 1)

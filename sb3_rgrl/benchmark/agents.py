@@ -53,6 +53,15 @@ def shipped_setting(env_id: str = ENV_ID) -> dict[str, Any]:
     return setting
 
 
+def with_policy_kwargs(setting: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """
+    :param setting: Arguments of :class:`RGRL`.
+    :param changes: Arguments of its policy.
+    :return: The same with these.
+    """
+    return {**setting, "policy_kwargs": {**setting.get("policy_kwargs", {}), **changes}}
+
+
 def make_agent(setting: dict[str, Any], device: str = "cpu", **changes: Any) -> RGRL:
     """
     :param setting: Arguments of :class:`RGRL` without the environment.

@@ -14,6 +14,7 @@ autograd and torch's Adam. A decision is ``predict`` with all of that.
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import DQN
 
 from sb3_rgrl.benchmark import growth, processes
-from sb3_rgrl.benchmark.agents import ENV_ID, SETTINGS, Decider, make_agent, seen_by, shipped_setting
+from sb3_rgrl.benchmark.agents import ENV_ID, SETTINGS, Decider, make_agent, seen_by, shipped_setting, with_policy_kwargs
 from sb3_rgrl.benchmark.baselines import (
     AutogradPlanner,
     BatchedMlpPlanner,
@@ -59,7 +60,8 @@ class Effort:
     :param imports: Processes that import the package.
     :param sizes: Transitions in the buffer.
     :param blocks: Blocks of steps for each of these, at least.
-    :param compiled: Whether updates are measured with ``compile_losses``, too, which takes a minute to begin with.
+    :param compiled: Whether plans are measured with ``compile_planning``, too, and updates with ``compile_losses``, which
+        takes a minute to begin with.
     """
 
     seconds: float
@@ -124,20 +126,40 @@ def measure(effort: Effort) -> Iterator[Figure]:
     :param effort: How much.
     :return: All figures but that of growth, one by one.
     """
-    small, shipped = make_agent(SETTINGS["S"]), make_agent(shipped_setting())
+    small = make_agent(SETTINGS["S"])
     yield iterations_against_autograd(effort, "S", small, BatchedMlpPlanner, "autograd")
-    yield iterations_against_products(effort)
+    yield iterations_against_products(effort, "L", SETTINGS["L"])
     yield iterations_against_autograd(effort, "R", make_agent(SETTINGS["R"]), LoopedGruPlanner, "looped nn.GRU")
-    yield from decisions_against_dqn(effort, shipped)
+    yield from decisions_against_dqn(effort, "shipped", shipped_setting())
     yield decisions_at_once(effort, "S", small)
-    yield decisions_at_once(effort, "shipped", shipped)
+    yield decisions_at_once(effort, "shipped", make_agent(shipped_setting()))
+    if effort.compiled:
+        yield from compiled_plans(effort)
     yield from updates_against_products(effort, make_agent(LEARNING), "S, 128 x 3 x 5")
     if effort.compiled:
-        kwargs = {**LEARNING["policy_kwargs"], "compile_losses": True}
-        yield from updates_against_products(effort, make_agent({**LEARNING, "policy_kwargs": kwargs}), "the same, compiled")
+        compiled = with_policy_kwargs(LEARNING, compile_losses=True)
+        yield from updates_against_products(effort, make_agent(compiled), "the same, compiled")
     yield figure_of_memory()
     yield figure_of_import(effort)
     yield from decisions_on_gpu(effort)
+
+
+def compiled_plans(effort: Effort) -> Iterator[Figure]:
+    """
+    :param effort: How much.
+    :return: Figures of plans with ``compile_planning``, or that there is no numba.
+    """
+    if find_spec("numba") is None:
+        yield Figure("plans, compiled", "shipped", None, "", detail="not measured (numba is not installed)")
+        return
+    small, large, shipped = (
+        with_policy_kwargs(setting, compile_planning=True) for setting in (SETTINGS["S"], SETTINGS["L"], shipped_setting())
+    )
+    yield iterations_against_autograd(effort, "S, compiled", make_agent(small), BatchedMlpPlanner, "autograd")
+    yield iterations_against_products(effort, "L, compiled", large)
+    yield from decisions_against_dqn(effort, "shipped, compiled", shipped)
+    yield decisions_at_once(effort, "S, compiled", make_agent(small))
+    yield decisions_at_once(effort, "shipped, compiled", make_agent(shipped))
 
 
 # Plan iterations
@@ -151,7 +173,7 @@ def iterations_of_planner(policy: EnsemblePolicy, states: th.Tensor, plans: th.T
     :param n: Number of iterations.
     :return: What makes them.
     """
-    form = closed_form_of(policy.ensemble, policy.action_space)
+    form = closed_form_of(policy.ensemble, policy.action_space, policy.compile_planning)
     assert form is not None, "These members plan by autograd, there is nothing to compare"
     generator = np.random.default_rng(0)
     case = Case(states, policy.goal(), policy.units(), generator)
@@ -203,18 +225,20 @@ def iterations_against_autograd(
     return _ratio(f"{what} / plan iteration", setting, times[:, ::-1], "{} against {}", 1e6, "us", at_least=5.0)
 
 
-def iterations_against_products(effort: Effort) -> Figure:
+def iterations_against_products(effort: Effort, name: str, setting: dict[str, Any]) -> Figure:
     """
     :param effort: How much.
-    :return: How many times as long as its matrix products one iteration of setting L takes.
+    :param name: Name of the setting.
+    :param setting: Arguments of :class:`RGRL`.
+    :return: How many times as long as its matrix products one iteration takes.
     """
-    model, n = make_agent(SETTINGS["L"]), effort.iterations
+    model, n = make_agent(setting), effort.iterations
     states, plans = case_of(model)
     products = products_of_planning(model.policy, len(plans) // model.ensemble_size)
 
     sides = [iterations_of_planner(model.policy, states, plans, n), repeated(products, n)]
     times = in_turns(sides, effort.seconds) / n
-    return _ratio("plan iteration / its products", "L", times, "{} against {} by torch.bmm", 1e6, "us", at_most=2.5)
+    return _ratio("plan iteration / its products", name, times, "{} against {} by torch.bmm", 1e6, "us", at_most=2.5)
 
 
 def _ratio(
@@ -239,15 +263,16 @@ def _spread_of(spread: Spread, times: NDArray[np.float64]) -> str:
 # Decisions
 
 
-def decisions_against_dqn(effort: Effort, model: RGRL) -> list[Figure]:
+def decisions_against_dqn(effort: Effort, name: str, setting: dict[str, Any]) -> list[Figure]:
     """
     :param effort: How much.
-    :param model: Agent of the shipped setting.
+    :param name: Name of the setting.
+    :param setting: Arguments of :class:`RGRL`.
     :return: Time of a decision that starts from the last one's plans, mean of those that execute one plan; how many times
         that of a DQN it is; and the time of the slowest of them, which makes the plan.
     """
+    model, planner = make_agent(setting), make_agent(setting)
     n_executed = model.policy.followed_steps
-    planner = make_agent(shipped_setting())
     planner.policy.execute_steps = 1
     dqn = DQN("MlpPolicy", ENV_ID, policy_kwargs={"net_arch": [256, 256]}, buffer_size=1, device="cpu", seed=0)
     observations = seen_by(model, 1)
@@ -259,11 +284,11 @@ def decisions_against_dqn(effort: Effort, model: RGRL) -> list[Figure]:
     cycles, plans = repeated(Decider(model, 1), n_executed), repeated(Decider(planner, 1), 3)
     times = in_turns([cycles, repeated(decide_greedily, 10), plans], effort.seconds) / (n_executed, 10, 3)
     alone, slowest = Spread.of(1e3 * times[:, 0]), Spread.of(1e3 * times[:, 2])
-    plan = Figure("decision that plans anew", "shipped", slowest.median, "ms", at_most=1.5, detail=_spread_of(slowest, times))
+    plan = Figure("decision that plans anew", name, slowest.median, "ms", at_most=1.5, detail=_spread_of(slowest, times))
     return [
         plan,
-        Figure("decision", "shipped", alone.median, "ms", at_most=1.5, detail=_spread_of(alone, times)),
-        _ratio("decision / DQN.predict", "shipped", times[:, :2], "RGRL {}, DQN {}", 1e3, "ms", at_most=10.0),
+        Figure("decision", name, alone.median, "ms", at_most=1.5, detail=_spread_of(alone, times)),
+        _ratio("decision / DQN.predict", name, times[:, :2], "RGRL {}, DQN {}", 1e3, "ms", at_most=10.0),
     ]
 
 

@@ -44,7 +44,7 @@ class MlpClosedForm(ClosedForm):
         self._asked: list[Linear] = []
         self._about_layers: tuple[Hashable, ...] = ()
         self._judges: Sequence[Linear] = []  # Those who judged last.
-        self._work: _Work
+        self._work: Work
 
     def begin(self, weights: Sequence[Array], biases: Sequence[Array], units: Units, discounts: Array | None = None) -> None:
         """See :meth:`ClosedForm.begin`."""
@@ -137,8 +137,20 @@ class MlpClosedForm(ClosedForm):
         """See :meth:`ClosedForm.imagine`."""
         self.start(state, actions)
         self._work = work = self._work_for(actions, keep)
+        work.begin_in(state)
+        self._go_along(work, actions)
+        work.survival.forward(*work.told)
+        return work.survival
+
+    def _go_along(self, work: "Work", actions: Array) -> None:
+        """
+        Tell outputs and states window after window.
+
+        :param work: Buffers, with the first states in them.
+        :param actions: See :meth:`imagine`.
+        """
+        work.take_in(actions)
         self._judges = first, *others, last = work.with_biases_spread(self._asked)
-        work.take_in(state, actions)
         for k, window in enumerate(work.windows):
             if k > 0:
                 self._advance(work, work.windows[k - 1], window)
@@ -150,24 +162,32 @@ class MlpClosedForm(ClosedForm):
                 self.activation.forward(next_y, kept)
                 y = next_y
             last.forward(y, out=window.outputs)
-        work.survival.forward(*work.told)
-        return work.survival
 
-    def _work_for(self, actions: Array, keep: bool) -> "_Work":
+    def _work_for(self, actions: Array, keep: bool) -> "Work":
         key = (len(self._asked[0].weight), *actions.shape[1:3], keep, self._about_layers)
-        work: _Work = self.buffers(key, lambda: _Work(self, self._asked, actions.shape[1], actions.shape[2], keep))
+        work: Work = self.buffers(key, lambda: Work(self, self._asked, actions.shape[1], actions.shape[2], keep))
         return work
 
-    def _advance(self, work: "_Work", window: "_Window", following: "_Window") -> None:
+    def _advance(self, work: "Work", window: "_Window", following: "_Window") -> None:
         np.add(window.state, window.change, out=window.end)
         np.maximum(window.end, self._lower_limit, out=work.passed_on)
         np.minimum(work.passed_on, self._upper_limit, out=following.state)
 
     def pull_back(self, d_rewards: Array, d_returns: Array, out: Array) -> None:
         """See :meth:`ClosedForm.pull_back`."""
-        work, windows = self._work, self._work.windows
+        work = self._work
         work.survival.backward(d_rewards, d_returns, out=work.d_told)
-        self.activation.slopes(*work.everywhere)
+        self._go_back(work, out)
+
+    def _go_back(self, work: "Work", out: Array) -> None:
+        """
+        Tell the gradient on all inputs, the last window first.
+
+        :param work: Buffers, with the gradient on what outputs tell but for the states in them.
+        :param out: See :meth:`pull_back`.
+        """
+        windows = work.windows
+        self.activation.slopes(work.hidden, work.kept, work.scratch)
         np.equal(work.ends[:-1], work.states[1:], out=work.inside)
         first, *others = self._judges
         for k in range(len(windows) - 1, -1, -1):
@@ -213,7 +233,7 @@ class _Window(NamedTuple):
     d_change: Array
 
 
-class _Work:
+class Work:
     """
     Buffers of one shape.
 
@@ -233,18 +253,18 @@ class _Work:
         def room(*sizes: int, windows: int = n_windows) -> Array:
             return np.zeros((windows, *sizes), dtype)
 
-        inputs, d_inputs = room(*shape, n_inputs), room(*shape, n_inputs)
+        self.inputs, self.d_inputs = inputs, d_inputs = room(*shape, n_inputs), room(*shape, n_inputs)
         self.states, self.ends = np.moveaxis(inputs[..., :dim], 3, 1), room(dim, *shape)
         self.inside, self.passed_on = np.empty((n_windows - 1, dim, *shape), np.bool_), np.empty((dim, *shape), dtype)
         """Where states at the end of a window were not clamped; what goes from one window to the next, or back."""
         self._biases = [np.empty((*shape, layer.weight.shape[2]), dtype) for layer in layers[1:]]
-        outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
+        self.outputs, self.d_outputs = outputs, d_outputs = room(*shape, n_outputs), room(*shape, n_outputs)
         inputs[..., -1] = 1.0
         n_units = shape[0] * batch * sum(widths)
-        hidden, kept = (room(n_units, windows=n_windows if keep else 1) for _ in range(2))
+        self.hidden, self.kept = hidden, kept = [room(n_units, windows=n_windows if keep else 1) for _ in range(2)]
         # Slopes are computed at once for all windows and layers.
-        self.everywhere = hidden, kept, np.empty_like(kept)
-        d_hidden = [np.empty((*shape, width), dtype) for width in widths]
+        self.scratch = np.empty_like(kept)
+        self.d_hidden = d_hidden = [np.empty((*shape, width), dtype) for width in widths]
 
         n_sums = n_ends * form.n_rewards
         d_states = np.moveaxis(d_inputs[..., :dim], 3, 1)
@@ -307,13 +327,17 @@ class _Work:
             spread[...] = layer.bias
         return [first, *(layer.with_bias(spread) for layer, spread in zip(others, self._biases, strict=True))]
 
-    def take_in(self, state: Array, actions: Array) -> None:
+    def begin_in(self, state: Array) -> None:
         """
         :param state: Shape (g, b, d) or (n, d), see :meth:`ClosedForm.forward`.
-        :param actions: Shape (g, b, T, A), or (1, b, T, A) for all.
         """
         inputs = self.windows[0].inputs
         first = inputs.reshape(self.shape[0], -1, state.shape[-2], inputs.shape[-1])
         first[..., : self.dim] = state if state.ndim == 2 else state[:, None]
+
+    def take_in(self, actions: Array) -> None:
+        """
+        :param actions: Shape (g, b, T, A), or (1, b, T, A) for all.
+        """
         by_column = actions.transpose(3, 0, 1, 2)
         self.actions[...] = by_column.reshape(*by_column.shape[:3], *self.actions.shape[3:])
