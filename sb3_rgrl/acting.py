@@ -14,17 +14,19 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.components import rewards_of_step
 from sb3_rgrl.environments import check_observations, check_step
+from sb3_rgrl.execution import go_on
 from sb3_rgrl.logs import log_plan
 from sb3_rgrl.observations import Observations, put
 from sb3_rgrl.policies import EnsemblePolicy, Plan
+from sb3_rgrl.venturing import farthest_plans
 
 
 class ActingAlgorithm(BaseAlgorithm):
     """The part of :class:`~sb3_rgrl.rgrl.RGRL` that acts in environments and stores what comes of it."""
 
-    # So many episodes of random actions come first, but not more steps than that many times ``learning_starts``, or than that
+    # So many episodes come before plans have a goal, but not more steps than that many times ``learning_starts``, or than that
     # many where no episode was seen to end but by a limit of time: there may be a goal that nobody has reached yet.
-    FIRST_EPISODES: ClassVar[int] = 5
+    FIRST_EPISODES: ClassVar[int] = 2
     PATIENCE: ClassVar[int] = 10
     PATIENCE_WITHOUT_END: ClassVar[int] = 20
 
@@ -135,13 +137,13 @@ class ActingAlgorithm(BaseAlgorithm):
 
     def _sample_action(self) -> np.ndarray:
         """
-        :return: Random actions until ``learning_starts``, then those of plans (Eq. 1), shape
-            (n_envs, ``*action_space.shape``).
+        :return: Random actions until ``learning_starts``, then those of plans (Eq. 1), or, as long as these have no goal, of
+            plans that lead far away, shape (n_envs, ``*action_space.shape``).
         """
         assert self._last_obs is not None
         assert self._last_episode_starts is not None
         if not self._may_plan():
-            return self._random_actions(self._last_episode_starts)
+            return self._venture() if self._may_venture() else self._random_actions(self._last_episode_starts)
         began = time.perf_counter()
 
         def log(plan: Plan) -> None:
@@ -152,13 +154,16 @@ class ActingAlgorithm(BaseAlgorithm):
         )
         return actions
 
+    @property
+    def _knows_states(self) -> bool:
+        """Whether members have begun to learn. The units of reward, state and return come with the first learning phase."""
+        return self.num_timesteps >= self.learning_starts and self.policy.scales.is_ready
+
     def _may_plan(self) -> bool:
         """
-        :return: Whether plans can be better than random actions.
+        :return: Whether plans have a goal.
         """
-        # The units of reward, state and return come with the first learning phase.
-        scales = self.policy.scales
-        if self.num_timesteps < self.learning_starts or not scales.is_ready:
+        if not self._knows_states:
             return False
         # Returns are worth something against each other: one episode tells only that what happened did happen. But
         # episodes may last for ever.
@@ -171,23 +176,29 @@ class ActingAlgorithm(BaseAlgorithm):
             if is_patient and not self.replay_buffer.terminated[: self.replay_buffer.size()].any():
                 return False
         # Where all was worth the same, the members' errors would decide, and lead nowhere (MountainCar-v0 before the flag
-        # was ever reached): held random actions get about.
-        return self._tells_apart()
-
-    def _tells_apart(self) -> bool:
-        """
-        :return: Whether anything was ever worth more than something else.
-        """
+        # was ever reached).
         scales = self.policy.scales
         return bool(scales.reward.varies.any() or scales.return_to_go.varies.any())
 
-    def _holds_random_actions(self) -> bool:
+    def _may_venture(self) -> bool:
         """
-        :return: Whether random actions are held. Where episodes have ended, and all in the same way, that may be the reason
-            (FrozenLake-v1, where the way to the goal has turns): then they are not.
+        :return: Whether plans that lead far away can be better than random actions. How far, features do not tell that are
+            still to be learned.
         """
-        was_end_seen = bool(self.policy.scales.end_reward.count > 0)
-        return self._tells_apart() or not was_end_seen
+        return self._knows_states and not self.policy.learns_features
+
+    def _venture(self) -> np.ndarray:
+        """
+        :return: Actions of plans that lead far away, see :func:`farthest_plans`, shape (n_envs, ``*action_space.shape``).
+        """
+        policy, begins = self.policy, self._last_episode_starts
+
+        def plan_anew(seen: Any, last: tuple[np.ndarray, ...] | None, starts: np.ndarray | None) -> np.ndarray:
+            return farthest_plans(policy, seen, policy.generator)
+
+        about = policy.codec, policy.followed_steps, policy.action_repeat
+        encoded, self._last_plans = go_on(plan_anew, *about, self._last_obs, self._last_plans, begins)  # type: ignore[arg-type]
+        return policy.codec.decode(encoded)
 
     def _random_actions(self, episode_starts: np.ndarray) -> np.ndarray:
         actions = np.array([self.action_space.sample() for _ in range(self.n_envs)])
@@ -196,7 +207,7 @@ class ActingAlgorithm(BaseAlgorithm):
             # Drawn at the first step, too, where nothing is held: going on from a checkpoint must draw the same.
             held = self.action_space.np_random.random(self.n_envs) < self.random_action_hold
             held &= ~episode_starts
-            if self._last_random_actions is not None and self._holds_random_actions():
+            if self._last_random_actions is not None:
                 actions[held] = self._last_random_actions[held]
         self._last_random_actions = actions
         return actions
