@@ -6,8 +6,8 @@ What each part of RGRL is worth: one factor at a time is changed, around the hyp
 
 Groups: m (size of the ensemble), member_choice (which member judges a plan), dropout, per (exponent of prioritized
 replay), ewc (elastic weight consolidation), warm_start (of plans), candidates (number of plans), and of what the paper has
-not: exploration (plans considered while training), recency and expectile (of returns), hold (of random actions). Every
-agent is evaluated as it is at that step; there is no best checkpoint.
+not: exploration (plans considered while training), recency and expectile (of returns), hold (of random actions), venture
+(where plans have no goal yet). Every agent is evaluated as it is at that step; there is no best checkpoint.
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ GROUPS = {
     ),
     "window": Group("how many actions members take in one pass", {f"window={t}": {"sequence_length": t} for t in (2, 5)}),
     "repeat": Group("how many steps an action of a plan lasts", {f"repeat={k}": {"action_repeat": k} for k in (1, 2, 4)}),
+    "venture": Group("plans that lead far away as long as there is no goal", {"venture=off": {"venture": False}}),
     "hold": Group("probability that a random action is held", {f"hold={p:g}": {"random_action_hold": p} for p in (0.0, 0.9)}),
 }
 

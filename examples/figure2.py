@@ -83,6 +83,7 @@ SETTINGS: Settings = {
     "learning_rate": 1e-3,
     "learning_starts": 200,
     "random_action_hold": 0.0,
+    "venture": False,
     # Rewards alone, undiscounted, toward a reward of 1. Plans of 16 steps see no further, so here members also predict the
     # discounted return that was observed after the window, and the desired reward is a little more than the best so far.
     "policy_kwargs.return_weight": 1.0,

@@ -91,6 +91,7 @@ def make_agent(n_members: int, n_known: int, n_updates: int, seed: int) -> RGRL:
         n_candidates=4 * n_members,
         action_learning_rate=0.1,
         random_action_hold=0.0,
+        venture=False,
         desired_reward=DESIRED,
         per_exponent=1.0,
         dropout=0.0,

@@ -34,6 +34,7 @@ class ActingAlgorithm(BaseAlgorithm):
     replay_buffer: SequenceReplayBuffer | None
     learning_starts: int
     random_action_hold: float
+    venture: bool
     _last_plans: tuple[np.ndarray, ...] | None
     _last_random_actions: np.ndarray | None
     _n_episodes_ended: int
@@ -185,7 +186,7 @@ class ActingAlgorithm(BaseAlgorithm):
         :return: Whether plans that lead far away can be better than random actions. How far, features do not tell that are
             still to be learned.
         """
-        return self._knows_states and not self.policy.learns_features
+        return self.venture and self._knows_states and not self.policy.learns_features
 
     def _venture(self) -> np.ndarray:
         """

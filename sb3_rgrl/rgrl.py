@@ -76,6 +76,8 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param action_noise_correlation: Correlation of that noise from step to step.
     :param random_action_hold: Probability that a random action before planning is held for one more step: actions that
         are held get farther than those that cancel each other out.
+    :param venture: Whether plans that lead far away are followed, instead of random actions, after ``learning_starts`` and as
+        long as plans have no goal, see :func:`~sb3_rgrl.venturing.farthest_plans`.
     :param desired_reward: The desired reward r*, one number, one for each member, or a schedule: a function of the
         progress remaining (from 1 to 0) that returns either. None: a little more than the best that was seen so far. Of reward
         vectors (``policy_kwargs=dict(n_rewards=...)``) one vector, or one for each member.
@@ -137,6 +139,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
         random_action_hold: float = 0.9,
+        venture: bool = True,
         desired_reward: DesiredReward | Callable[[float], DesiredReward] | None = None,
         per_exponent: float = 0.0,
         per_epsilon: float = 1e-6,
@@ -182,7 +185,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         self.action_learning_rate = action_learning_rate
         self.action_init_std = action_init_std
         self.action_noise_correlation = action_noise_correlation
-        self.random_action_hold = random_action_hold
+        self.random_action_hold, self.venture = random_action_hold, venture
         self.desired_reward = desired_reward
         self.per_exponent = per_exponent
         self.per_epsilon = per_epsilon

@@ -478,7 +478,7 @@ def test_one_factor_at_a_time_and_the_baseline_once():
         *("exploration=1", "exploration=50", "recency=0", "expectile=0.5"),
         *("gain=None", "gain=2.0", "gain=7.0", "decay=0", "decay=0.3", "noise=0", "noise=0.9"),
         *("trust=0", "trust=0.3", "trust=1", "lambda=0.8", "lambda=0.95", "execute=1", "execute=5"),
-        *("window=2", "window=5", "repeat=1", "repeat=2", "repeat=4", "hold=0"),
+        *("window=2", "window=5", "repeat=1", "repeat=2", "repeat=4", "venture=off", "hold=0"),
     ]
     assert len({run.name for run in runs}) == len(runs) == 2 * len(labels)
     hyperparams = {run.settings["variant"]: run.settings["hyperparams"] for run in runs}

@@ -21,6 +21,7 @@ SHARED = {
     "policy": "GruEnsemblePolicy",  # footnote 8
     "learning_starts": 0,
     "random_action_hold": 0.0,
+    "venture": False,
     "train_freq": [10, "episode"],  # batch offline learning
     "gradient_steps": 1000,
     "batch_size": 1,
