@@ -19,7 +19,8 @@ def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Res
     :return: The same, compiled at its first call for the shapes that it gets there. Where PyTorch cannot do that (its
         compiler for the CPU needs one for C++), it warns once and goes on with the function as it is.
     """
-    fast = th.compile(function, dynamic=False)
+    # What calls the kernels is compiled as well: nets are so small that Python would take a twentieth of the time for it.
+    fast = th.compile(function, dynamic=False, options={"cpp_wrapper": True})
     works = True
 
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:

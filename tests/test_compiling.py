@@ -49,7 +49,7 @@ def test_ends_that_are_nearly_certain_or_hardly_thought_of_are_as_without():
 
 
 def test_without_a_compiler_it_warns_once_and_learns(monkeypatch):
-    def broken(graph, inputs):
+    def broken(graph, inputs, options=None):
         raise OSError("no g++ here")
 
     compile_with = th.compile
