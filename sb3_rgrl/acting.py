@@ -184,9 +184,10 @@ class ActingAlgorithm(BaseAlgorithm):
     def _may_venture(self) -> bool:
         """
         :return: Whether plans that lead far away can be better than random actions. How far, features do not tell that are
-            still to be learned.
+            still to be learned, nor plans of a single window, which has no state on its way.
         """
-        return self.venture and self._knows_states and not self.policy.learns_features
+        can_tell = not self.policy.learns_features and self.policy.n_windows > 1
+        return self.venture and self._knows_states and can_tell
 
     def _venture(self) -> np.ndarray:
         """

@@ -52,9 +52,9 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
     :param env: The environment to learn from (if registered in Gymnasium, can be str. Can be None for loading).
     :param learning_rate: Learning rate of the members (the paper's alpha), can be a function of the progress remaining.
     :param buffer_size: Size of the long-term buffer, in environment steps.
-    :param learning_starts: How many steps of random actions come before learning and planning. Random actions go on until
-        five episodes have ended, though for no more than ten times that, or twenty times if none of them has really ended, and
-        as long as no reward or return was different from another.
+    :param learning_starts: How many steps of random actions come before learning and planning. Plans have no goal until two
+        episodes have ended, though for no more than ten times that, or twenty times if none of them has really ended, and as
+        long as no reward or return was different from another: see ``venture``.
     :param batch_size: Windows per member and gradient step.
     :param train_freq: Learn every ``train_freq`` steps, or ``(n, "step")``, ``(n, "episode")``; ``(10, "episode")`` is
         the paper's batch offline learning.

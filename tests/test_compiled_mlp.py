@@ -118,7 +118,7 @@ def test_states_that_are_clamped_hand_no_gradient_on():
 
 @settings(max_examples=30, deadline=None)
 @given(n_plans=st.integers(1, 20), which=st.integers(0, 19), seed=st.integers(0, 1000))
-def test_a_plan_is_judged_as_if_it_were_alone(n_plans, which, seed):
+def test_a_plan_is_judged_as_if_it_were_alone_but_for_rounding(n_plans, which, seed):
     case = make_case(widths=[64, 64], dtype=th.float32)
     plans = plans_for(case, 5, n_plans, seed).numpy()
     _, fast = both_of(case)
@@ -176,6 +176,7 @@ def test_an_agent_learns_with_it_and_is_saved_with_it(tmp_path):
     settings_ = {**SMALL, "policy_kwargs": {"net_arch": [16], "compile_planning": True}}
     model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, **settings_).learn(90)
     observation = model.get_env().reset()
+    assert type(model.policy._court.form.form) is compiled_mlp.CompiledMlpClosedForm
     model.save(tmp_path / "agent")
     loaded = RGRL.load(tmp_path / "agent")
     assert loaded.policy.compile_planning

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 
 from sb3_rgrl import RGRL
@@ -181,7 +182,25 @@ def test_the_flag_of_mountain_car_is_found():
 
 
 def test_features_that_are_still_to_be_learned_do_not_tell_what_is_far():
-    model = RGRL(
-        "CnnEnsemblePolicy", FakeImageEnv(screen_height=36, screen_width=36), seed=0, **{**SMALL, "learning_starts": 20}
-    ).learn(60)
+    env = FakeImageEnv(screen_height=36, screen_width=36)
+    model = RGRL("CnnEnsemblePolicy", env, seed=0, **{**SMALL, "learning_starts": 20}).learn(60)
+    assert model._knows_states
     assert not model._may_venture()
+
+
+@pytest.mark.parametrize("settings", [{"venture": False}, {"plan_horizon": 1}])
+def test_actions_stay_random_where_nobody_ventures_or_plans_have_no_way(settings, monkeypatch):
+    monkeypatch.setattr("sb3_rgrl.acting.farthest_plans", None)  # would fail if it was asked
+    model = RGRL("MlpEnsemblePolicy", Line(), seed=0, **{**SMALL, "sequence_length": 1, "learning_starts": 60, **settings})
+    model.learn(150)
+    assert model._knows_states
+    assert not model._may_venture()
+
+
+def test_several_environments_venture_side_by_side():
+    model = RGRL("MlpEnsemblePolicy", make_vec_env(Line, 3), seed=0, **{**SMALL, "sequence_length": 1, "learning_starts": 60})
+    model.learn(240)
+    assert model._may_venture()
+    plans, n_done = model._last_plans
+    assert len(plans) == len(n_done) == 3
+    assert not np.array_equal(plans[0], plans[1])

@@ -61,7 +61,7 @@ class Effort:
     :param sizes: Transitions in the buffer.
     :param blocks: Blocks of steps for each of these, at least.
     :param compiled: Whether plans are measured with ``compile_planning``, too, and updates with ``compile_losses``, which
-        takes a minute to begin with.
+        takes half a minute to begin with.
     """
 
     seconds: float

@@ -1,7 +1,7 @@
 """
 Multilayer perceptrons, unrolled by machine code: an option that nothing depends on, for which numba must be installed.
 
-NumPy is called some fifteen times for each window of a plan, and at the sizes of members here half of its time goes into the
+NumPy is called some fifteen times for each window of a plan, and at the sizes of members here much of its time goes into the
 calls. These kernels go along all windows, and back, in one call each: products by the library of linear algebra that SciPy
 brings along, all between them in loops over units. A member at a time, so that its weights stay in the cache.
 """
@@ -287,7 +287,7 @@ def go_back(
 
 class CompiledMlpClosedForm(MlpClosedForm):
     """
-    The same as :class:`MlpClosedForm`, but for rounding, in about two thirds of the time (docs/performance.md). The kernels
+    The same as :class:`MlpClosedForm`, but for rounding, in about 0.7 of the time (docs/performance.md). The kernels
     are compiled for the first plan, which takes some seconds, and are loaded from disk in later processes.
 
     Of float32; in other precisions NumPy unrolls as ever.

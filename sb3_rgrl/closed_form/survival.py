@@ -35,8 +35,8 @@ class Survival:
     :param dtype: Of everything.
     """
 
-    # Numbers below the smallest ordinary one slow a processor down by a hundred times. They would come from what is all but
-    # over: so an end is never surer than by this logit, and what is alive with less than this probability is not.
+    # Numbers below the smallest ordinary one slow a processor down (docs/performance.md). They would come from what is all
+    # but over: so an end is never surer than by this logit, and what is alive with less than this probability is not.
     LARGEST_LOGIT, LEAST_ALIVE = 30.0, 1e-12
 
     def __init__(self, n_windows: int, n_milestones: int, n_rewards: int, shape: tuple[int, int], dtype: DTypeLike) -> None:
