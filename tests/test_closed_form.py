@@ -2,6 +2,8 @@
 
 import itertools
 import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -535,15 +537,23 @@ def test_an_mlp_without_hidden_layers_is_told():
         plan_errors_of(case)
 
 
+def kinds_of_survival():
+    """That of NumPy, and the compiled one where numba is."""
+    if find_spec("numba") is None:
+        return [Survival]
+    return [Survival, import_module("sb3_rgrl.closed_form.compiled_survival").CompiledSurvival]
+
+
 @pytest.mark.parametrize("told", [0.0, 5.0, 9.0, 12.0, 100.0])
-def test_what_is_all_but_over_makes_no_numbers_that_slow_a_processor_down(told):
-    survival = Survival(20, 1, 1, (5, 10), np.float32)
+@pytest.mark.parametrize("kind", kinds_of_survival())
+def test_what_is_all_but_over_makes_no_numbers_that_slow_a_processor_down(kind, told):
+    survival = kind(20, 1, 1, (5, 10), np.float32)
     rng = np.random.default_rng(0)
     rewards, end_rewards = rng.normal(size=(2, 20, 1, 5, 10, 1)).astype(np.float32)
     ended = rng.normal(told, 2.0, (20, 1, 5, 10)).astype(np.float32)
     returns, d_returns = rng.normal(size=(2, 20, 5, 10)).astype(np.float32)
     survival.forward(rewards, ended, returns, end_rewards)
-    out = [np.empty_like(x) for x in (rewards, ended, returns, end_rewards)]
+    out = tuple(np.empty_like(x) for x in (rewards, ended, returns, end_rewards))
     survival.backward(rng.normal(size=survival.rewards.shape).astype(np.float32), d_returns, out)
     for numbers in (survival.rewards, survival.returns_to_go, *out):
         # With room for a few slopes and weights on the way back through a window.

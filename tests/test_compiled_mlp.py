@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sb3_rgrl import RGRL
 from sb3_rgrl.closed_form import MlpClosedForm, PlanErrors
 from sb3_rgrl.closed_form.layers import activation_of
+from sb3_rgrl.closed_form.survival import Survival
 from sb3_rgrl.judges import closed_form_of
 from sb3_rgrl.policies import GruEnsemblePolicy, MlpEnsemblePolicy
 from tests.test_closed_form import (
@@ -29,6 +30,8 @@ from tests.test_judges import ACTION_SPACES, make_policy
 from tests.test_run import SMALL
 
 pytest.importorskip("numba")
+kernels = pytest.importorskip("sb3_rgrl.closed_form.kernels")
+CompiledSurvival = pytest.importorskip("sb3_rgrl.closed_form.compiled_survival").CompiledSurvival
 compiled_mlp = pytest.importorskip("sb3_rgrl.closed_form.compiled_mlp")
 CODES = {"SiLU": compiled_mlp.SILU, "Tanh": compiled_mlp.TANH, "ReLU": compiled_mlp.RELU}
 
@@ -59,10 +62,21 @@ def assert_close(found, expected, tolerance=1e-5):
 
 def test_tanh_is_as_exact_as_float32():
     x = np.concatenate([np.linspace(-12, 12, 20_001), np.geomspace(1e-30, 1e-2, 500), [np.inf, -np.inf]]).astype(np.float32)
-    found = np.array([compiled_mlp.tanh(number) for number in x], np.float64)
+    found = np.array([kernels.tanh(number) for number in x], np.float64)
     expected = np.tanh(x.astype(np.float64))
     assert np.abs(found / np.where(x == 0, 1, expected) - (x != 0)).max() < 4e-7
-    assert np.isnan(compiled_mlp.tanh(np.float32(np.nan)))
+    assert np.isnan(kernels.tanh(np.float32(np.nan)))
+
+
+def test_exp_is_as_exact_as_float32_and_never_subnormal():
+    x = np.linspace(-87, 88, 40_001).astype(np.float32)
+    found = np.array([kernels.exp(number) for number in x], np.float64)
+    assert np.abs(found / np.exp(x.astype(np.float64)) - 1).max() < 4e-7
+    assert kernels.exp(np.float32(0.0)) == 1.0
+    beyond = [kernels.exp(np.float32(number)) for number in (-1e30, -np.inf, 1e30, np.inf)]
+    np.testing.assert_array_equal(beyond, [kernels.exp(x[0])] * 2 + [kernels.exp(x[-1])] * 2)
+    assert found.min() > np.finfo(np.float32).tiny
+    assert np.isnan(kernels.exp(np.float32(np.nan)))
 
 
 @pytest.mark.parametrize("name", sorted(CODES))
@@ -84,6 +98,44 @@ def test_a_silenced_unit_is_missing_to_the_last_bit(name):
     compiled_mlp.activate(y, slopes, np.full(4, activation_of(name).silence, np.float32), CODES[name])
     assert (y == 0.0).all()
     assert (slopes == 0.0).all()
+
+
+def outlived(survival_class, shape, told, seed, dtype=np.float32):
+    """
+    What counts of random rewards, and the gradient of random weights on it. In memory numbers are apart, as members tell them.
+    """
+    n_windows, n_milestones, n_members, batch, n_rewards = shape
+    rng = np.random.default_rng(seed)
+    sizes = (shape, shape[:4], (n_windows, n_members, batch), shape)
+    numbers = [rng.normal(size=(*size, 2)).astype(dtype)[..., 0] for size in sizes]
+    numbers[1] *= told
+    out = tuple(np.full((*size, 2), np.nan, dtype)[..., 0] for size in sizes)
+    survival = survival_class(n_windows, n_milestones, n_rewards, (n_members, batch), dtype)
+    survival.forward(*numbers)
+    counted = [survival.rewards.copy(), survival.returns_to_go.copy()]
+    weights = [rng.normal(size=(*x.shape, 2)).astype(dtype)[..., 0] for x in counted]
+    for _ in range(2):
+        # Nothing is left of the first time.
+        survival.forward(*numbers)
+        survival.backward(*weights, out)
+    return [*counted, *out]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 3), st.integers(1, 4), st.integers(1, 3)),
+    told=st.sampled_from([0.1, 1.0, 3.0, 30.0]),
+    seed=st.integers(0, 1000),
+)
+def test_ends_count_as_in_numpy(shape, told, seed):
+    found, expected = (outlived(kind, shape, told, seed) for kind in (CompiledSurvival, Survival))
+    assert_close(found, expected)
+
+
+def test_ends_count_in_double_precision_to_the_last_bit():
+    found, expected = (outlived(kind, (3, 2, 2, 3, 2), 1.0, 0, np.float64) for kind in (CompiledSurvival, Survival))
+    for is_, should in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(is_, should)
 
 
 @pytest.mark.parametrize("activation", sorted(CODES))
@@ -193,7 +245,8 @@ def test_other_members_plan_as_ever():
 
 
 def test_without_numba_it_warns_once_and_plans(monkeypatch):
-    monkeypatch.delitem(sys.modules, "sb3_rgrl.closed_form.compiled_mlp")
+    for name in ("compiled_mlp", "compiled_survival", "kernels"):
+        monkeypatch.delitem(sys.modules, f"sb3_rgrl.closed_form.{name}")
     monkeypatch.setitem(sys.modules, "numba", None)
     observations = np.ones((2, 4), dtype=np.float32)
     policy = make_policy(MlpEnsemblePolicy, compile_planning=True)

@@ -7,7 +7,8 @@ are those of autograd through the same unrolling, to rounding.
 - ``errors``: error of plans and its gradient in one call, what a planner needs;
 - ``actions``: what bounds the actions;
 - ``contract``: what is asked of each kind of members; ``mlp`` and ``recurrent`` with ``cells`` answer;
-- ``compiled_mlp``: multilayer perceptrons once more, by machine code; only who asks for it imports it;
+- ``compiled_mlp``, ``compiled_survival``, ``kernels``: multilayer perceptrons once more, by machine code; only who asks for it
+  imports them;
 - ``survival``: the end of an episode in the middle of a plan;
 - ``layers``: linear layers and activation functions.
 """

@@ -6,54 +6,24 @@ calls. These kernels go along all windows, and back, in one call each: products 
 brings along, all between them in loops over units. A member at a time, so that its weights stay in the cache.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar
 
-import numba
 import numpy as np
 
 # numba's np.dot needs it, and says so only when it compiles.
 import scipy.linalg  # type: ignore[import-untyped]  # noqa: F401
 
+from sb3_rgrl.closed_form.compiled_survival import CompiledSurvival
 from sb3_rgrl.closed_form.contract import Array
+from sb3_rgrl.closed_form.kernels import FLAT, ONE, TWO, ZERO, kernel, tanh
 from sb3_rgrl.closed_form.layers import Activation, ReLU, SiLU, Tanh
 from sb3_rgrl.closed_form.mlp import MlpClosedForm, Work
+from sb3_rgrl.closed_form.survival import Survival
 
 SILU, TANH, RELU = 0, 1, 2
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def _kernel(function: Function) -> Function:
-    """
-    :param function: A function of arrays.
-    :return: The same as machine code, made at its first call and kept on disk. Only multiplication and addition may be joined:
-        nothing is reordered, and what is no number stays none.
-    """
-    return cast(Function, numba.njit(cache=True, error_model="numpy", fastmath={"contract", "nsz"})(function))
-
-
-# tanh x = x P(x²) / Q(x²) up to |x| = 9, where it is 1 to the last bit. The coefficients were fitted here, by least squares
-# with weights raised where the relative error was largest, until that was 2e-8 everywhere: less than float32 can tell.
-FLAT = np.float32(9.0)
-P0, P1, P2, P3, P4 = map(np.float32, (9.999999794e-01, 1.338102272e-01, 3.495584738e-03, 2.060902928e-05, 1.335459284e-08))
-Q1, Q2, Q3, Q4 = map(np.float32, (4.671433831e-01, 2.587696912e-02, 3.285629396e-04, 7.776529190e-07))
-ZERO, ONE, TWO = np.float32(0.0), np.float32(1.0), np.float32(2.0)
-
-
-@_kernel
-def tanh(x: Any) -> Any:
-    """
-    :param x: A number, float32.
-    :return: Its hyperbolic tangent. Unlike the C library's it becomes part of the loop that it stands in, eight at a time.
-    """
-    x = FLAT if x > FLAT else x
-    x = -FLAT if x < -FLAT else x
-    z = x * x
-    return x * (P0 + z * (P1 + z * (P2 + z * (P3 + z * P4)))) / (ONE + z * (Q1 + z * (Q2 + z * (Q3 + z * Q4))))
-
-
-@_kernel
+@kernel
 def activate(y: Array, slopes: Array, bias: Array, activation: int) -> None:
     """
     See :class:`~sb3_rgrl.closed_form.layers.Activation`. Slopes are told at once: then outputs need not be kept for the way
@@ -84,7 +54,7 @@ def activate(y: Array, slopes: Array, bias: Array, activation: int) -> None:
                 slopes[row, j] = ONE if u > ZERO else ZERO
 
 
-@_kernel
+@kernel
 def add_row(y: Array, row: Array) -> None:
     """
     :param y: Shape (b, width).
@@ -95,7 +65,7 @@ def add_row(y: Array, row: Array) -> None:
             y[k, j] += row[j]
 
 
-@_kernel
+@kernel
 def multiply(y: Array, factors: Array) -> None:
     """
     :param y: Shape (b, width).
@@ -109,7 +79,7 @@ def multiply(y: Array, factors: Array) -> None:
 # The inputs of a window are (state | t numbers of each column of the actions | 1), its outputs those of MlpClosedForm.
 
 
-@_kernel
+@kernel
 def enter_actions(inputs: Array, actions: Array, n_changes: int, n_steps: int) -> None:
     """
     :param inputs: Written: inputs of a window, shape (b, in).
@@ -123,7 +93,7 @@ def enter_actions(inputs: Array, actions: Array, n_changes: int, n_steps: int) -
                 inputs[row, n_changes + column * n_steps + step] = actions[row, step, column]
 
 
-@_kernel
+@kernel
 def leave_actions(d_inputs: Array, d_actions: Array, n_changes: int, n_steps: int) -> None:
     """
     The way back of :func:`enter_actions`.
@@ -139,7 +109,7 @@ def leave_actions(d_inputs: Array, d_actions: Array, n_changes: int, n_steps: in
                 d_actions[row, step, column] = d_inputs[row, n_changes + column * n_steps + step]
 
 
-@_kernel
+@kernel
 def change_state(before: Array, outputs: Array, after: Array, first_change: int, n_changes: int, limit: Any) -> None:
     """
     :param before: Inputs of a window, shape (b, in).
@@ -156,7 +126,7 @@ def change_state(before: Array, outputs: Array, after: Array, first_change: int,
             after[row, i] = -limit if end < -limit else end
 
 
-@_kernel
+@kernel
 def change_back(
     before: Array, outputs: Array, after: Array, d_after: Array, d_outputs: Array, first_change: int, n_changes: int
 ) -> None:
@@ -177,7 +147,7 @@ def change_back(
             d_outputs[row, first_change + i] = ZERO if was_clamped else d_after[row, i]
 
 
-@_kernel
+@kernel
 def go_along(
     actions: Array,
     inputs: Array,
@@ -198,7 +168,7 @@ def go_along(
     :param actions: Shape (g, b, T, A), or (1, b, T, A) for all, of any strides.
     :param inputs: Shape (W, g, b, in); the first states are there, the others and the actions are written.
     :param weights: Of each layer, shape (g, in, out).
-    :param biases: Of each layer, shape (g, 1, out).
+    :param biases: Of each layer but the first, whose bias is the weight of an input, shape (g, 1, out).
     :param hidden: Room for the outputs of the hidden units of a window, shape (g * b * n,).
     :param slopes: Written: their slopes, shape (W, g * b * n), or (1, g * b * n) if there is no way back.
     :param outputs: Written: shape (W, g, b, out).
@@ -210,6 +180,7 @@ def go_along(
     """
     n_windows, n_members, batch = inputs.shape[:3]
     last = len(weights) - 1
+    no_bias = np.zeros(weights[0].shape[2], np.float32)
     for member in range(n_members):
         given = actions[member if len(actions) > 1 else 0]
         for k in range(n_windows):
@@ -225,14 +196,15 @@ def go_along(
                 own = begin + member * size
                 y = hidden[own : own + size].reshape(batch, weight.shape[1])
                 np.dot(x, weight, y)
-                activate(y, kept[own : own + size].reshape(y.shape), biases[layer][member, 0], activation)
+                bias = biases[layer - 1][member, 0] if layer > 0 else no_bias
+                activate(y, kept[own : own + size].reshape(y.shape), bias, activation)
                 x = y
                 begin += n_members * size
             np.dot(x, weights[last][member], outputs[k, member])
-            add_row(outputs[k, member], biases[last][member, 0])
+            add_row(outputs[k, member], biases[last - 1][member, 0])
 
 
-@_kernel
+@kernel
 def go_back(
     inputs: Array,
     transposed: tuple[Array, ...],
@@ -293,6 +265,7 @@ class CompiledMlpClosedForm(MlpClosedForm):
     Of float32; in other precisions NumPy unrolls as ever.
     """
 
+    survival_class: ClassVar[type[Survival]] = CompiledSurvival
     CODES: ClassVar[dict[type[Activation], int]] = {SiLU: SILU, Tanh: TANH, ReLU: RELU}
 
     def _go_along(self, work: Work, actions: Array) -> None:
@@ -301,13 +274,11 @@ class CompiledMlpClosedForm(MlpClosedForm):
             super()._go_along(work, actions)
             return
         self._judges = layers = list(self._asked)
-        # The first layer's bias is the weight of an input.
-        no_bias = np.zeros_like(layers[0].bias)
         go_along(
             actions,
             work.inputs,
             tuple(layer.weight for layer in layers),
-            (no_bias, *(layer.bias for layer in layers[1:])),
+            tuple(layer.bias for layer in layers[1:]),
             work.hidden[0],
             work.kept,
             work.outputs,

@@ -1,7 +1,7 @@
 """Multilayer perceptrons, unrolled window after window, and the way back to the actions."""
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -25,6 +25,8 @@ class MlpClosedForm(ClosedForm):
 
     For the other parameters see :class:`ClosedForm`.
     """
+
+    survival_class: ClassVar[type[Survival]] = Survival
 
     def __init__(
         self,
@@ -290,7 +292,7 @@ class Work:
                 )
             )
         self.actions, self.d_actions = self._actions_of(inputs, form), self._actions_of(d_inputs, form)
-        self.survival = Survival(n_windows, n_ends, form.n_rewards, shape, dtype)
+        self.survival = form.survival_class(n_windows, n_ends, form.n_rewards, shape, dtype)
         self.told, self.d_told = self._told_by(outputs, form), self._told_by(d_outputs, form)
 
     @staticmethod

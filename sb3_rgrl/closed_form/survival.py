@@ -57,7 +57,8 @@ class Survival:
         self._slope = np.empty(by_window, dtype)
         self._left = np.empty((n_segments, *shape), dtype)
         self._left_by_window = self._left.reshape(by_window)
-        alive, d_alive = np.ones((n_segments + 1, *shape), dtype), np.empty((n_segments + 1, *shape), dtype)
+        self._alive = alive = np.ones((n_segments + 1, *shape), dtype)
+        d_alive = np.empty((n_segments + 1, *shape), dtype)
         self._before, self._after, self._at_ends = alive[:-1].reshape(by_window), alive[1:], alive[n_milestones::n_milestones]
         self._weights = self._before[..., None]
         self._d_before, self._d_after, self._d_at_end = d_alive[:-1], d_alive[1:].reshape(by_window), d_alive[-1]
