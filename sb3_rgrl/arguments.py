@@ -132,6 +132,7 @@ def check_policy(
     n_warm_iterations: int | None,
     execute_steps: int | None,
     exploration_candidates: int,
+    exploration_members: int | None,
     return_expectile: float,
     return_trust: float | None,
     return_lambda: float,
@@ -159,6 +160,8 @@ def check_policy(
         raise ValueError(f"execute_steps must be at least 1, got {execute_steps}")
     if exploration_candidates < 1:
         raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
+    if exploration_members is not None:
+        check_count("exploration_members", exploration_members, least=1)
     check_returns(aim, return_expectile, return_trust, return_lambda)
     if windows_per_sample is not None and windows_per_sample < 1:
         raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

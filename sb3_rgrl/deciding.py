@@ -52,6 +52,7 @@ class DecidingPolicy(ExpectingPolicy):
     starts: PlanStarts
     search: str
     exploration_candidates: int
+    exploration_members: int | None
     warm_start: bool
     execute_steps: int | None
     n_warm_iterations: int | None
@@ -237,7 +238,19 @@ class DecidingPolicy(ExpectingPolicy):
         candidates = descent.preactivated
         if n_considered < len(candidates):
             candidates = candidates[draws.generator.permutation(len(candidates))[:n_considered]]
-        return self._choose(judges, candidates, descent)
+        critics = None if generator is None else self._critics(len(states), generator)
+        return self._choose(judges, candidates, critics, descent)
+
+    def _critics(self, n_states: int, generator: np.random.Generator) -> np.ndarray | None:
+        """
+        :return: Which members choose among the plans while training, see :func:`pick_best`.
+        """
+        n_members, n_critics = self.ensemble_size, self.exploration_members
+        if n_critics is None or n_critics >= n_members:
+            return None
+        everyone = np.broadcast_to(np.arange(n_members), (n_states, n_members))
+        critics: np.ndarray = generator.permuted(everyone, axis=1)[:, :n_critics].T
+        return critics
 
     def _judges(self, states: th.Tensor, population: int, generator: np.random.Generator | None) -> tuple[Judges[Any], Draws]:
         """
@@ -286,14 +299,15 @@ class DecidingPolicy(ExpectingPolicy):
         others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust, self.return_lambda)
         return tensors, others
 
-    def _choose(self, judges: Judges[Any], candidates: Any, descent: Descent[Any]) -> Plan:
+    def _choose(self, judges: Judges[Any], candidates: Any, critics: np.ndarray | None, descent: Descent[Any]) -> Plan:
         """
         :param judges: Who judges plans.
         :param candidates: Those that can be chosen, shape (P, n, T, action_dim).
+        :param critics: Which members choose, see :func:`pick_best`.
         :param descent: How they came about.
         :return: The best plan for each state.
         """
-        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates)))
+        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates), critics))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "

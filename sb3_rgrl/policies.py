@@ -44,6 +44,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param n_candidates: Plans that are optimised side by side; a multiple of ``ensemble_size`` is fastest.
     :param exploration_candidates: How many of them, drawn at random, are considered at the end of a decision that is not
         deterministic: the best of a few explores where the best of all would do the same again. All of them at most.
+    :param exploration_members: How many members, drawn at random for each decision that is not deterministic, choose among
+        these: what some believe in and others do not is tried. None: all.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
@@ -125,6 +127,7 @@ class EnsemblePolicy(DecidingPolicy):
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         exploration_candidates: int = 5,
+        exploration_members: int | None = None,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
@@ -189,6 +192,7 @@ class EnsemblePolicy(DecidingPolicy):
             n_warm_iterations=n_warm_iterations,
             execute_steps=execute_steps,
             exploration_candidates=exploration_candidates,
+            exploration_members=exploration_members,
             return_expectile=return_expectile,
             return_trust=return_trust,
             return_lambda=return_lambda,
@@ -196,7 +200,7 @@ class EnsemblePolicy(DecidingPolicy):
         )
         # torch.split knows no integers of NumPy.
         self.ensemble_size, self.plan_horizon, self.sequence_length = map(int, (ensemble_size, plan_horizon, sequence_length))
-        self.exploration_candidates = exploration_candidates
+        self.exploration_candidates, self.exploration_members = exploration_candidates, exploration_members
         self.gamma, self.dropout = gamma, dropout
         self.n_rewards, self.reward_range = n_rewards, reward_range
         self.reward_shape = reward_shape_of(n_rewards)

@@ -69,6 +69,51 @@ def test_best_of_a_few(model):
     assert len(set(ranks)) > 2
 
 
+def chosen_by(policy, observation, n_members, n_decisions=40):
+    """
+    For each decision which members alone would have chosen what was executed, shape (decisions, m, n), and whether all
+    together would have, shape (decisions, n).
+    """
+    policy.exploration_candidates, policy.exploration_members = N_PLANS, n_members
+    told = []
+    for _ in range(n_decisions):
+        plan = policy.plan(observation, deterministic=False)
+        finals = np.asarray(plan.descent.preactivated)
+        with th.no_grad():
+            judges, _ = policy._judges(policy.standardised_states(observation), len(finals), np.random.default_rng(0))
+            errors = np.asarray(judges.score(judges.take(finals)))
+        chosen = np.abs(finals - plan.preactivated).max(axis=(2, 3)).argmin(axis=0)
+        told.append((errors.argmin(axis=1) == chosen, errors.mean(axis=0).argmin(axis=0) == chosen))
+    by_member, by_all = zip(*told, strict=True)
+    return np.array(by_member), np.array(by_all)
+
+
+def test_one_member_chooses_for_each_environment_and_each_gets_its_turn(model):
+    observations = np.array([[0.9, 0.1, 0.3], [-0.5, 0.8, -2.0], [0.1, -1.0, 4.0]], dtype=np.float32)
+    by_member, by_all = chosen_by(model.policy, observations, 1)
+    assert by_member.any(axis=1).all(), "each plan is the best for one member"
+    assert 0.0 < by_all.mean() < 0.9, "which is not always the best for all"
+    # Of those that only one member wants, each member gets some.
+    alone = by_member & (by_member.sum(axis=1, keepdims=True) == 1)
+    assert (alone.sum(axis=(0, 2)) > 0).all()
+    _, by_all = chosen_by(model.policy, observations, None)
+    assert by_all.all()
+
+
+def test_deterministic_decisions_are_of_all_members(model):
+    observation = np.array([[0.9, 0.1, 0.3]], dtype=np.float32)
+    model.policy.exploration_members = None
+    expected = model.policy.plan(observation).preactivated
+    model.policy.exploration_members = 1
+    np.testing.assert_array_equal(model.policy.plan(observation).preactivated, expected)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, "one"])
+def test_no_member_is_refused(bad):
+    with pytest.raises(ValueError, match="exploration_members must be an integer, at least 1"):
+        RGRL("MlpEnsemblePolicy", "CartPole-v1", policy_kwargs={"exploration_members": bad})
+
+
 def test_training_explores_with_what_it_was_told():
     for considered in (1, 3):
         model = RGRL("MlpEnsemblePolicy", "CartPole-v1", seed=0, exploration_candidates=considered, **SMALL)

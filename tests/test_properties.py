@@ -250,6 +250,7 @@ POLICY_KWARGS = st.fixed_dictionaries(
         "action_initializer": st.sampled_from(["normal", "uniform", "xavier", "zero"]),
         "member_choice": st.sampled_from(["random", "cyclic", "mean"]),
         "warm_start": st.booleans(),
+        "exploration_members": st.integers(1, 5),
         "fast_gradients": st.booleans(),
         "windows_per_sample": st.integers(1, 3),
     },
