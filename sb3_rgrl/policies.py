@@ -86,8 +86,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param compile_planning: Whether closed forms of multilayer perceptrons are compiled by numba at the first plan: a decision
-        takes about 0.7 of the time. Compiling takes some seconds once, and needs the extra ``fast``; without numba it warns
-        and goes on. Plans differ by rounding.
+        takes about two thirds of the time. Compiling takes some seconds once, and needs the extra ``fast``; without numba it
+        warns and goes on. Plans differ by rounding.
     :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn: updates take
         two thirds of the time. Compiling takes about half a minute, some seconds where it was done before, and needs a C++
         compiler, see docs/performance.md.

@@ -259,7 +259,7 @@ def go_back(
 
 class CompiledMlpClosedForm(MlpClosedForm):
     """
-    The same as :class:`MlpClosedForm`, but for rounding, in about 0.7 of the time (docs/performance.md). The kernels
+    The same as :class:`MlpClosedForm`, but for rounding, in about two thirds of the time (docs/performance.md). The kernels
     are compiled for the first plan, which takes some seconds, and are loaded from disk in later processes.
 
     Of float32; in other precisions NumPy unrolls as ever.
