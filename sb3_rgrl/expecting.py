@@ -136,7 +136,10 @@ class ExpectingPolicy(BasePolicy):
         # What cannot be foretold is expected to be what it is in the mean.
         trust = scales.trust.value if self.return_trust is None else self.return_trust
         return_std = return_to_go.std * trust
-        of_rewards = reward.mean, reward.std, return_to_go.mean, return_std, end_reward.mean, end_reward.std
+        # The best that was seen; without it nothing is expected of what follows.
+        largest_return = th.where(th.isfinite(scales.best_return), scales.best_return, th.inf).reshape(return_std.shape)
+        of_ends = end_reward.mean, end_reward.std, largest_return
+        of_rewards = reward.mean, reward.std, return_to_go.mean, return_std, *of_ends
         return Units(scales.relative_change, *of_rewards)
 
     def imagine(self, state: th.Tensor, actions: th.Tensor, members: Any) -> Outcome:

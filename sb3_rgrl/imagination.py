@@ -24,7 +24,10 @@ class Units(NamedTuple):
     return_std: th.Tensor
     end_reward_mean: th.Tensor
     end_reward_std: th.Tensor
-    """Each of shape (c,), with one number for each component of rewards."""
+    largest_return: th.Tensor
+    """No return is expected to be larger: plans find what members say where nobody was. Infinite: as members say.
+
+    Each of shape (c,), with one number for each component of rewards."""
 
 
 class Outcome(NamedTuple):
@@ -92,5 +95,6 @@ def imagine(ensemble: Ensemble | MixedEnsemble, state: th.Tensor, actions: th.Te
         rewards.append((before.unsqueeze(-1) * by_milestone).reshape(raw.shape))
         alive = alive * left[..., -1:]
         what_follows = expected.return_to_go[:, :, -1] * units.return_std + units.return_mean
+        what_follows = th.minimum(what_follows, units.largest_return)
         returns.append(for_components(alive.squeeze(-1), what_follows.shape[2:]) * what_follows)
     return Outcome(th.cat(rewards, dim=2), th.stack(returns, dim=2))

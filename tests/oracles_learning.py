@@ -46,6 +46,7 @@ class PlainUnits(NamedTuple):
     return_std: float
     end_reward_mean: float
     end_reward_std: float
+    largest_return: float
 
 
 class PlainWindow(NamedTuple):
@@ -186,7 +187,8 @@ def outcome(
             rewards.append(alive * ((1.0 - end) * goes_on + end * ends))
             if (k + 1) % every == 0:
                 alive *= 1.0 - end
-        returns.append(alive * (expected.return_to_go[-1] * units.return_std + units.return_mean))
+        what_follows = expected.return_to_go[-1] * units.return_std + units.return_mean
+        returns.append(alive * min(what_follows, units.largest_return))
     return rewards, returns
 
 

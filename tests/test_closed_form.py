@@ -75,7 +75,7 @@ def make_case(
         weights=[uniform(n_members, n_in, n_out) * 1.5 / n_in**0.5 for n_in, n_out in shapes],
         biases=[uniform(n_members, 1, n_out) * 0.5 for _, n_out in shapes],
         widths=list(widths),
-        units=Units(uniform(dim, low=0.5, high=2.0), *(uniform(1, low=0.5, high=1.5) for _ in range(6))),
+        units=Units(uniform(dim, low=0.5, high=2.0), *(uniform(1, low=0.5, high=1.5) for _ in range(7))),
         goal=Goal(
             aim=aim,
             reward=uniform(n_members),
@@ -205,7 +205,7 @@ def imagined(case, state, actions, member, missing=None):
             rewards.append(alive * (left * goes_on + end * ends))
             if (k + 1) % spacing == 0:
                 alive = alive * left
-        returns.append(alive * (return_to_go * units.return_std + units.return_mean))
+        returns.append(alive * th.minimum(return_to_go * units.return_std + units.return_mean, units.largest_return))
         state = (state + change * units.relative_change).clamp(-LIMIT, LIMIT)
     return th.stack(rewards, dim=1), th.stack(returns, dim=1)
 
@@ -552,7 +552,7 @@ def test_what_is_all_but_over_makes_no_numbers_that_slow_a_processor_down(kind, 
     rewards, end_rewards = rng.normal(size=(2, 20, 1, 5, 10, 1)).astype(np.float32)
     ended = rng.normal(told, 2.0, (20, 1, 5, 10)).astype(np.float32)
     returns, d_returns = rng.normal(size=(2, 20, 5, 10)).astype(np.float32)
-    survival.forward(rewards, ended, returns, end_rewards)
+    survival.forward(rewards, ended, returns, end_rewards, np.ones(1, np.float32))
     out = tuple(np.empty_like(x) for x in (rewards, ended, returns, end_rewards))
     survival.backward(rng.normal(size=survival.rewards.shape).astype(np.float32), d_returns, out)
     for numbers in (survival.rewards, survival.returns_to_go, *out):

@@ -111,12 +111,13 @@ def outlived(survival_class, shape, told, seed, dtype=np.float32):
     numbers[1] *= told
     out = tuple(np.full((*size, 2), np.nan, dtype)[..., 0] for size in sizes)
     survival = survival_class(n_windows, n_milestones, n_rewards, (n_members, batch), dtype)
-    survival.forward(*numbers)
+    largest = np.array([0.3], dtype)
+    survival.forward(*numbers, largest)
     counted = [survival.rewards.copy(), survival.returns_to_go.copy()]
     weights = [rng.normal(size=(*x.shape, 2)).astype(dtype)[..., 0] for x in counted]
     for _ in range(2):
         # Nothing is left of the first time.
-        survival.forward(*numbers)
+        survival.forward(*numbers, largest)
         survival.backward(*weights, out)
     return [*counted, *out]
 

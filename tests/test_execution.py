@@ -197,7 +197,7 @@ def test_scores_need_less_memory_than_gradients():
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=(3, *shape)) for shape in ((14, 8), (8, 16))]
     biases = [rng.normal(size=(3, 1, width)) for width in (8, 16)]
-    units = Units(np.ones(4), *(np.zeros(1), np.ones(1)) * 3)
+    units = Units(np.ones(4), *(np.zeros(1), np.ones(1)) * 3, np.ones(1))
     form.begin(weights, biases, units)
     state, actions = rng.normal(size=(2, 4)), rng.normal(size=(3, 6, 20, 2))
     results = []

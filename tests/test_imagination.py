@@ -28,7 +28,7 @@ def make_plans(kind: type[Ensemble], n_milestones: int) -> tuple[Ensemble, th.Te
     state[:, 0, 0], state[:, 1, 1] = STATE_LIMIT + 5.0, -STATE_LIMIT - 5.0
     actions = th.randn(M, BATCH, N_WINDOWS * LENGTH, ACTION_DIM, dtype=th.float64)
     relative_change = th.tensor([0.3, 1.0, 40.0], dtype=th.float64)
-    of_rewards = th.tensor([[5.0], [2.0], [-30.0], [9.0], [-7.0], [3.0]], dtype=th.float64)
+    of_rewards = th.tensor([[5.0], [2.0], [-30.0], [9.0], [-7.0], [3.0], [-29.0]], dtype=th.float64)
     return ensemble, state, actions, Units(relative_change, *of_rewards)
 
 
@@ -68,11 +68,30 @@ def test_what_is_imagined_equals_plain_loops(kind, n_milestones):
 
 @every_milestone
 @both_kinds
+def test_no_more_is_expected_to_follow_than_ever_did(kind, n_milestones):
+    ensemble, state, actions, units = make_plans(kind, n_milestones)
+    units = units._replace(return_mean=-units.return_mean)
+    freely = imagine(ensemble, state, actions, ensemble.members(), units._replace(largest_return=th.tensor([th.inf])))
+    largest = freely.returns_to_go.max() / 2.0
+    actions.requires_grad_()
+    outcome = imagine(ensemble, state, actions, ensemble.members(), units._replace(largest_return=largest.reshape(1)))
+    assert (outcome.returns_to_go <= largest).all()
+    assert th.equal(outcome.rewards, freely.rewards)
+    assert (outcome.returns_to_go < freely.returns_to_go).any()
+    # What is beyond all that was seen draws plans no further: what is left of the gradient is that of ends.
+    raised = imagine(ensemble, state, actions, ensemble.members(), units._replace(largest_return=th.tensor([-1e6])))
+    doubled = imagine(ensemble, state, actions, ensemble.members(), units._replace(largest_return=th.tensor([-2e6])))
+    (one,), (two,) = (th.autograd.grad(part.returns_to_go.sum(), actions) for part in (raised, doubled))
+    th.testing.assert_close(two, 2.0 * one)
+
+
+@every_milestone
+@both_kinds
 def test_an_end_is_paid_once(kind, n_milestones):
     """However fuzzy the time of an end is, what it brings cannot be had more than once: plans must not live on that."""
     ensemble, state, actions, _ = make_plans(kind, n_milestones)
     ones, zeros = th.ones(1, dtype=th.float64), th.zeros(1, dtype=th.float64)
-    units = Units(th.full((DIM,), 0.1, dtype=th.float64), zeros, zeros, zeros, zeros, 100.0 * ones, zeros)
+    units = Units(th.full((DIM,), 0.1, dtype=th.float64), zeros, zeros, zeros, zeros, 100.0 * ones, zeros, zeros)
     every = LENGTH // n_milestones
     rewards = imagine(ensemble, state, actions, ensemble.members(), units).rewards[..., ::every]
     assert (rewards.sum(dim=-1) <= 100.0 + 1e-9).all()

@@ -73,6 +73,7 @@ def plain_units(scales: Scales) -> oracle.PlainUnits:
         scales.return_to_go.std.item(),
         scales.end_reward.mean.item(),
         scales.end_reward.std.item(),
+        float("inf"),
     )
 
 

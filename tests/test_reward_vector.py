@@ -167,7 +167,7 @@ def test_members_imagine_each_component_as_if_it_were_alone(kind, n_milestones):
     generator = th.Generator().manual_seed(0)
     state = th.randn(M, BATCH, DIM, generator=generator, dtype=th.float64)
     actions = th.randn(M, BATCH, 2 * LENGTH, ACTION_DIM, generator=generator, dtype=th.float64)
-    change, of_rewards = th.tensor([0.5, 2.0], dtype=th.float64), th.randn(6, C, generator=generator, dtype=th.float64)
+    change, of_rewards = th.tensor([0.5, 2.0], dtype=th.float64), th.randn(7, C, generator=generator, dtype=th.float64)
     outcome = imagine(whole, state, actions, whole.members(), Units(change, *of_rewards))
     assert outcome.rewards.shape == (M, BATCH, 2 * LENGTH, C)
     assert outcome.returns_to_go.shape == (M, BATCH, 2, C)
@@ -232,7 +232,8 @@ def test_error_of_a_plan_is_the_mean_over_the_components(aim, desired, return_we
 
     def distance(ensemble, units, goal_of):
         of_rewards = [x for part in (units.step_reward, units.return_to_go, units.end_reward) for x in (part.mean, part.std)]
-        outcome = imagine(ensemble, state, actions, ensemble.members(), Units(units.relative_change, *of_rewards))
+        units_of_plans = Units(units.relative_change, *of_rewards, th.full((1,), th.inf, dtype=th.float64))
+        outcome = imagine(ensemble, state, actions, ensemble.members(), units_of_plans)
         goal = make_goal(aim, goal_of, M, units, discounts, gamma, return_weight)
         # Of some members as of all, so that each judges by what it desires itself.
         return goal.distance(outcome), goal.of(th.tensor([1, 0])).distance(type(outcome)(*(part[[1, 0]] for part in outcome)))

@@ -186,3 +186,23 @@ def test_states_of_cartpole_are_foreseen():
     foresight = RGRL("MlpEnsemblePolicy", "CartPole-v1", **SMALL).learn(600).policy.scales.foresight
     assert 500 < foresight.count <= 600
     assert 0.5 < foresight.share < 1.0
+
+
+def test_plans_expect_no_return_that_was_never_seen():
+    model = RGRL("MlpEnsemblePolicy", "CartPole-v1", **SMALL)
+    assert model.policy.units().largest_return.tolist() == [float("inf")], "nothing was seen yet, and nothing is expected"
+    model.learn(150)
+    policy = model.policy
+    best = policy.scales.best_return.item()
+    assert np.isfinite(best)
+    assert policy.units().largest_return.tolist() == [best]
+    # However much members promise.
+    policy.scales.return_to_go.mean.fill_(1e4)
+    states = policy.standardised_states(model.get_env().reset())
+    outcome = policy.imagine(
+        states.expand(policy.ensemble_size, -1, -1),
+        th.zeros(policy.ensemble_size, 1, policy.plan_horizon, 2),
+        policy.ensemble.members(),
+    )
+    assert outcome.returns_to_go.max().item() <= best
+    assert outcome.returns_to_go.max().item() > 0.0

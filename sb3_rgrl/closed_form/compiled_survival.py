@@ -1,5 +1,7 @@
 """The end of an episode in the middle of a plan, by machine code: two calls instead of dozens of NumPy."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -14,6 +16,7 @@ SLOPE, LARGEST_LOGIT, LEAST_ALIVE = map(np.float32, (END_SLOPE, Survival.LARGEST
 @kernel
 def outlive(
     told: tuple[Array, Array, Array, Array],
+    largest_return: Any,
     alive: Array,
     left: Array,
     gap: Array,
@@ -24,7 +27,8 @@ def outlive(
     """
     See :meth:`Survival.forward`.
 
-    :param told: Its arguments, of any strides.
+    :param told: Its first four arguments, of any strides.
+    :param largest_return: The most that counts of a return-to-go.
     :param alive: Written: what is left of the episode before each segment and after the last, shape (N + 1, g, b); the first
         is there.
     :param left: Written: the share of it that each segment leaves, shape (N, g, b).
@@ -55,7 +59,9 @@ def outlive(
                         counted[k, milestone, member, plan, s] = alive[n, member, plan] * expected
         for member in range(n_members):
             for plan in range(batch):
-                returns[k, member, plan] = alive[(k + 1) * n_milestones, member, plan] * returns_to_go[k, member, plan]
+                follows = returns_to_go[k, member, plan]
+                follows = largest_return if follows > largest_return else follows
+                returns[k, member, plan] = alive[(k + 1) * n_milestones, member, plan] * follows
 
 
 @kernel
@@ -63,6 +69,7 @@ def pull_back(
     d_rewards: Array,
     d_returns: Array,
     returns_to_go: Array,
+    largest_return: Any,
     alive: Array,
     left: Array,
     gap: Array,
@@ -76,6 +83,7 @@ def pull_back(
     :param d_rewards: Gradient on the rewards that count, shape (W, K, g, b, S).
     :param d_returns: Gradient on the returns-to-go that count, shape (W, g, b).
     :param returns_to_go: In raw units, had the episode not ended, shape (W, g, b), of any strides.
+    :param largest_return: See :func:`outlive`.
     :param alive: See :func:`outlive`.
     :param left: See :func:`outlive`.
     :param gap: See :func:`outlive`.
@@ -89,9 +97,10 @@ def pull_back(
     for k in range(n_windows - 1, -1, -1):
         for member in range(n_members):
             for plan in range(batch):
-                d_return = d_returns[k, member, plan]
-                out_returns[k, member, plan] = d_return * alive[(k + 1) * n_milestones, member, plan]
-                d_alive[member, plan] += d_return * returns_to_go[k, member, plan]
+                d_return, follows = d_returns[k, member, plan], returns_to_go[k, member, plan]
+                at_end = alive[(k + 1) * n_milestones, member, plan]
+                out_returns[k, member, plan] = d_return * at_end if follows < largest_return else ZERO
+                d_alive[member, plan] += d_return * (largest_return if follows > largest_return else follows)
         for milestone in range(n_milestones - 1, -1, -1):
             n = k * n_milestones + milestone
             for member in range(n_members):
@@ -119,16 +128,17 @@ class CompiledSurvival(Survival):
     def __init__(self, n_windows: int, n_milestones: int, n_rewards: int, shape: tuple[int, int], dtype: DTypeLike) -> None:
         super().__init__(n_windows, n_milestones, n_rewards, shape, dtype)
         self._is_compiled = np.dtype(dtype) == np.float32
-        self._d_alive = np.empty(shape, dtype)
+        self._d_alive, self._as_told, self._largest_return = np.empty(shape, dtype), self.returns_to_go, np.float32(np.inf)
 
-    def forward(self, rewards: Array, ended: Array, returns_to_go: Array, end_rewards: Array) -> None:
+    def forward(self, rewards: Array, ended: Array, returns_to_go: Array, end_rewards: Array, largest_return: Array) -> None:
         """See :meth:`Survival.forward`."""
         if not self._is_compiled:
-            super().forward(rewards, ended, returns_to_go, end_rewards)
+            super().forward(rewards, ended, returns_to_go, end_rewards, largest_return)
             return
-        self._returns_to_go = returns_to_go
+        self._as_told, self._largest_return = returns_to_go, largest_return[0]
         told = rewards, ended, returns_to_go, end_rewards
-        outlive(told, self._alive, self._left, self._gap, self._mixed, self._rewards, self.returns_to_go)
+        written = self._alive, self._left, self._gap, self._mixed, self._rewards, self.returns_to_go
+        outlive(told, self._largest_return, *written)
 
     def backward(self, d_rewards: Array, d_returns: Array, out: tuple[Array, Array, Array, Array]) -> None:
         """See :meth:`Survival.backward`."""
@@ -139,7 +149,8 @@ class CompiledSurvival(Survival):
         pull_back(
             np.ascontiguousarray(d_rewards).reshape(self._rewards.shape),
             np.ascontiguousarray(d_returns),
-            self._returns_to_go,
+            self._as_told,
+            self._largest_return,
             self._alive,
             self._left,
             self._gap,

@@ -23,7 +23,8 @@ class Units(NamedTuple):
     return_std: Array
     end_reward_mean: Array
     end_reward_std: Array
-    """Each of shape (1,)."""
+    largest_return: Array
+    """No return is expected to be larger. Each of shape (1,)."""
 
 
 class Outcome(NamedTuple):

@@ -52,6 +52,7 @@ class MlpClosedForm(ClosedForm):
         """See :meth:`ClosedForm.begin`."""
         if len(weights) < 2:
             raise ValueError("Multilayer perceptrons need one hidden layer at least to have a closed form, got none")
+        self._largest_return = units.largest_return
         wanted, offset = self._what_is_wanted(units, discounts, weights[-1].dtype)
         scale = self.activation.scale
         hidden = [Linear.of(w * scale, b * scale) for w, b in zip(weights[1:-1], biases[1:-1], strict=True)]
@@ -141,7 +142,7 @@ class MlpClosedForm(ClosedForm):
         self._work = work = self._work_for(actions, keep)
         work.begin_in(state)
         self._go_along(work, actions)
-        work.survival.forward(*work.told)
+        work.survival.forward(*work.told, self._largest_return)
         return work.survival
 
     def _go_along(self, work: "Work", actions: Array) -> None:

@@ -80,6 +80,7 @@ class RecurrentClosedForm(ClosedForm):
 
     def begin(self, weights: Sequence[Array], biases: Sequence[Array], units: Units, discounts: Array | None = None) -> None:
         """See :meth:`ClosedForm.begin`. Discounts change nothing here: each step has its hidden state."""
+        self._largest_return = units.largest_return
         both, layers, per_layer = list(zip(weights, biases, strict=True)), [], self.cells.n_memories + 2
         scale = self.activation.scale
         for first in range(0, len(both) - 1, per_layer):
@@ -159,7 +160,7 @@ class RecurrentClosedForm(ClosedForm):
             net.of_end.forward(work.cells[-1].memories[0][w, -1], out=work.at_end[:, w])
         np.matmul(work.seen, net.of_steps.weight[:, None], out=work.after_steps)
         np.add(work.after_steps, net.of_steps.bias[:, None], out=work.after_steps)
-        work.survival.forward(*work.told)
+        work.survival.forward(*work.told, self._largest_return)
         return work.survival
 
     def _advance(self, work: "_Work", w: int) -> None:

@@ -19,7 +19,8 @@ class Survival:
         alive_0 = 1,    alive_n+1 = alive_n (1 - e_n)
 
     A reward is r = (1 - e_n) r_on + e_n r_end: what the step brings if the episode goes on, and if it ends in its segment.
-    Rewards count by alive_n, the return-to-go after a window that ends at milestone n by alive_n+1. Backward, let D_n be the
+    Rewards count by alive_n, the return-to-go after a window that ends at milestone n by alive_n+1; of what is told of it no
+    more than the largest return counts. Backward, let D_n be the
     gradient on alive_n: each reward r of the segment counts by it, and so does all that is alive later, hence with d the
     gradient on what counted ::
 
@@ -48,7 +49,7 @@ class Survival:
         """Return-to-go after each window as it counts, shape (W, g, b)."""
         self.return_to_go = self.returns_to_go[-1]
         """That after the last one, shape (g, b)."""
-        self._returns_to_go: Array
+        self._returns_to_go, self._is_less = np.empty_like(self.returns_to_go), np.empty(self.returns_to_go.shape, np.bool_)
         self._one, self._end_slope = np.array(1.0, dtype), np.array(END_SLOPE, dtype)
         self._minus_slope, self._largest_logit = np.array(-END_SLOPE, dtype), np.array(self.LARGEST_LOGIT, dtype)
         self._least_alive, self._is_alive = np.array(self.LEAST_ALIVE, dtype), np.empty((n_segments, *shape), np.bool_)
@@ -74,14 +75,16 @@ class Survival:
         self._ends = np.empty(by_window, dtype)
         self._ends_of_rewards, self._d_ends = self._ends[..., None], np.empty(by_window, dtype)
 
-    def forward(self, rewards: Array, ended: Array, returns_to_go: Array, end_rewards: Array) -> None:
+    def forward(self, rewards: Array, ended: Array, returns_to_go: Array, end_rewards: Array, largest_return: Array) -> None:
         """
         :param rewards: In raw units, had the episode not ended, shape (W, K, g, b, S).
         :param ended: Predicted ends, as members tell them, shape (W, K, g, b).
         :param returns_to_go: In raw units, had the episode not ended, shape (W, g, b).
         :param end_rewards: Rewards in raw units if it ends in their segment, in their shape.
+        :param largest_return: The most that counts of a return-to-go, shape (1,).
         """
-        self._returns_to_go = returns_to_go
+        np.less(returns_to_go, largest_return, out=self._is_less)
+        np.minimum(returns_to_go, largest_return, out=self._returns_to_go)
         # What is left is the logistic function of the negative logit: 1 / (1 + exp(logit)), in place.
         left = self._left_by_window
         np.subtract(ended, self._one, out=left)
@@ -98,13 +101,13 @@ class Survival:
         np.multiply(self._gap, self._ends_of_rewards, out=self._mixed)
         np.add(self._mixed, rewards, out=self._mixed)
         np.multiply(self._weights, self._mixed, out=self._rewards)
-        np.multiply(self._at_ends, returns_to_go, out=self.returns_to_go)
+        np.multiply(self._at_ends, self._returns_to_go, out=self.returns_to_go)
 
     def backward(self, d_rewards: Array, d_returns: Array, out: tuple[Array, Array, Array, Array]) -> None:
         """
         :param d_rewards: Gradient on :attr:`rewards`, in their shape.
         :param d_returns: Gradient on :attr:`returns_to_go`, in their shape.
-        :param out: Where the gradient on each argument of :meth:`forward` is written.
+        :param out: Where the gradient on each of the first four arguments of :meth:`forward` is written.
         """
         out_rewards, out_ended, out_returns, out_end_rewards = out
         d_rewards = d_rewards.reshape(self._rewards.shape)
@@ -112,6 +115,7 @@ class Survival:
         np.multiply(self._d_mixed, self._ends_of_rewards, out=out_end_rewards)
         np.subtract(self._d_mixed, out_end_rewards, out=out_rewards)
         np.multiply(d_returns, self._at_ends, out=out_returns)
+        np.multiply(out_returns, self._is_less, out=out_returns)
         np.multiply(d_rewards, self._mixed, out=self._products_by_window)
         if self._sums_products:
             np.add.reduce(self._products, axis=-1, out=self._d_before)
