@@ -170,8 +170,9 @@ class ExpectingPolicy(BasePolicy):
 
         :param observation: See :meth:`predict_reward`.
         :param actions: See :meth:`predict_reward`, as many as ``plan_horizon``.
-        :return: Discounted return in raw units, shape (m, n, ``*reward_shape``): of the plan and what follows, or, without
-            ``return_weight`` and before a return was observed, of the plan alone.
+        :return: Discounted return in raw units, shape (m, n, ``*reward_shape``): of the plan and what follows, which is no
+            more than the best return that was observed; or, without ``return_weight`` and before a return was observed, of
+            the plan alone.
         """
         with th.inference_mode(False), th.no_grad():
             return self.goal().expected_return(self._expect(observation, actions))

@@ -1,4 +1,9 @@
-"""What loops that numba compiles are made of. Nothing depends on them; numba must be installed."""
+"""
+What loops that numba compiles are made of. Nothing depends on them; numba must be installed.
+
+What was compiled is kept on disk for as long as the file that a kernel stands in does not change: after a change here touch
+those that use it.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
