@@ -238,19 +238,19 @@ class DecidingPolicy(ExpectingPolicy):
         candidates = descent.preactivated
         if n_considered < len(candidates):
             candidates = candidates[draws.generator.permutation(len(candidates))[:n_considered]]
-        critics = None if generator is None else self._critics(len(states), generator)
-        return self._choose(judges, candidates, critics, descent)
+        voters = None if generator is None else self._voters(len(states), generator)
+        return self._choose(judges, candidates, voters, descent)
 
-    def _critics(self, n_states: int, generator: np.random.Generator) -> np.ndarray | None:
+    def _voters(self, n_states: int, generator: np.random.Generator) -> np.ndarray | None:
         """
         :return: Which members choose among the plans while training, see :func:`pick_best`.
         """
-        n_members, n_critics = self.ensemble_size, self.exploration_members
-        if n_critics is None or n_critics >= n_members:
+        n_members, n_voters = self.ensemble_size, self.exploration_members
+        if n_voters is None or n_voters >= n_members:
             return None
         everyone = np.broadcast_to(np.arange(n_members), (n_states, n_members))
-        critics: np.ndarray = generator.permuted(everyone, axis=1)[:, :n_critics].T
-        return critics
+        voters: np.ndarray = generator.permuted(everyone, axis=1)[:, :n_voters].T
+        return voters
 
     def _judges(self, states: th.Tensor, population: int, generator: np.random.Generator | None) -> tuple[Judges[Any], Draws]:
         """
@@ -299,15 +299,15 @@ class DecidingPolicy(ExpectingPolicy):
         others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust, self.return_lambda)
         return tensors, others
 
-    def _choose(self, judges: Judges[Any], candidates: Any, critics: np.ndarray | None, descent: Descent[Any]) -> Plan:
+    def _choose(self, judges: Judges[Any], candidates: Any, voters: np.ndarray | None, descent: Descent[Any]) -> Plan:
         """
         :param judges: Who judges plans.
         :param candidates: Those that can be chosen, shape (P, n, T, action_dim).
-        :param critics: Which members choose, see :func:`pick_best`.
+        :param voters: Which members choose, see :func:`pick_best`.
         :param descent: How they came about.
         :return: The best plan for each state.
         """
-        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates), critics))
+        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates), voters))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "

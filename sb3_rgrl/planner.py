@@ -375,12 +375,12 @@ def _white_noise(kind: str, shape: Sequence[int], std: float, generator: np.rand
     return noise
 
 
-def pick_best(errors: Array, critics: np.ndarray | None = None) -> tuple[Array, Array, Array]:
+def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, Array, Array]:
     """
     Choose for each state the plan with the smallest error, averaged over the whole ensemble or over some members.
 
     :param errors: Error of executable plans for every member, shape (m, P, n).
-    :param critics: Which members choose for each state, int64, shape (k, n); None: all.
+    :param voters: Which members choose for each state, int64, shape (k, n); None: all.
     :return: The index p of the best plan, its mean error over all members, infinite where no plan has one, and their
         disagreement (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
     """
@@ -388,20 +388,20 @@ def pick_best(errors: Array, critics: np.ndarray | None = None) -> tuple[Array, 
         mean = errors.sum(0) / len(errors)
         # A plan whose error is not a number is no plan, and must not hide the others.
         mean[mean != mean] = math.inf
-        best = (mean if critics is None else _mean_of(critics, errors, mean)).argmin(0)
+        best = (mean if voters is None else _mean_of(voters, errors, mean)).argmin(0)
         states = _count_like(best)
         of_best, error = errors[:, best, states], mean[best, states]
         disagreement = (((of_best - error) ** 2).sum(0) / len(errors)) ** 0.5
     return best, error, disagreement
 
 
-def _mean_of(critics: np.ndarray, errors: Array, mean_of_all: Array) -> Array:
+def _mean_of(voters: np.ndarray, errors: Array, mean_of_all: Array) -> Array:
     """
     :return: Mean error of each plan as some members see it, where it has one for all, shape (P, n). See :func:`pick_best`.
     """
-    states = np.arange(critics.shape[1])
+    states = np.arange(voters.shape[1])
     # Indices that are arrays lead: (k, n, P).
-    by_state = errors[critics, :, states].sum(0) / len(critics)
+    by_state = errors[voters, :, states].sum(0) / len(voters)
     mean: Array = by_state.T
     mean[mean_of_all == math.inf] = math.inf
     return mean

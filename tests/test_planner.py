@@ -729,27 +729,27 @@ def test_pick_best_equals_a_loop(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("n_critics", [1, 2, 3])
-def test_some_members_choose_and_all_tell_the_error(backend, n_critics):
+@pytest.mark.parametrize("n_voters", [1, 2, 3])
+def test_some_members_choose_and_all_tell_the_error(backend, n_voters):
     scores = th.rand(3, 5, 8, generator=th.Generator().manual_seed(1), dtype=th.float64)
-    critics = np.stack([np.random.default_rng(state).permutation(3)[:n_critics] for state in range(8)], axis=1)
-    best, error, disagreement = pick_best(of_kind(scores, backend), critics)
+    voters = np.stack([np.random.default_rng(state).permutation(3)[:n_voters] for state in range(8)], axis=1)
+    best, error, disagreement = pick_best(of_kind(scores, backend), voters)
     for state in range(8):
-        seen = [sum(scores[i, p, state].item() for i in critics[:, state]) for p in range(5)]
+        seen = [sum(scores[i, p, state].item() for i in voters[:, state]) for p in range(5)]
         winner = seen.index(min(seen))
         assert best[state].item() == winner
         of_winner = scores[:, winner, state].numpy()
         assert error[state].item() == pytest.approx(of_winner.mean(), abs=1e-12)
         assert disagreement[state].item() == pytest.approx(of_winner.std(), abs=1e-12)
     differs = (np.asarray(best) != np.asarray(pick_best(of_kind(scores, backend))[0])).any()
-    assert differs == (n_critics < 3)
+    assert differs == (n_voters < 3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_some_members_choose_no_plan_that_others_have_no_error_for(backend):
     scores = of_kind(th.tensor([[[2.0], [0.5], [1.0], [th.nan]], [[2.0], [th.nan], [1.0], [0.0]]]), backend)
-    for critic in (0, 1):
-        best, error, _ = pick_best(scores, np.array([[critic]]))
+    for voter in (0, 1):
+        best, error, _ = pick_best(scores, np.array([[voter]]))
         assert (best.item(), error.item()) == (2, 1.0)
 
 
