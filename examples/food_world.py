@@ -60,8 +60,16 @@ COLUMNS = ("kind", "episode", "step", "foods", "return", "x", "y", "force_x", "f
 # The controller: the best of damping 0, 0.1, ..., 0.7 at full force, see docs/food_world.md.
 PROPORTIONAL, DERIVATIVE = 10.0, 2.0
 # A food is passed in fewer steps than actions of plans last by the defaults, and is small: look at each step. What comes after
-# the next food is up to chance: a discount of 0.95 a step, 20 steps ahead, is the way to one.
-OF_RGRL: Settings = {"action_repeat": 1, "gamma": 0.95, "policy_kwargs.execute_steps": 1}
+# the next food is up to chance: a discount of 0.95 a step, 20 steps ahead, is the way to one, and its beginning counts, too.
+# The direction of a full force must be known to a few degrees: more updates, and weights that are not pulled down as much.
+OF_RGRL: Settings = {
+    "action_repeat": 1,
+    "gamma": 0.95,
+    "gradient_steps": 40,
+    "policy_kwargs.execute_steps": 1,
+    "policy_kwargs.return_lambda": 0.8,
+    "policy_kwargs.optimizer_kwargs": {"weight_decay": 0.01, "fused": True},
+}
 # What counts as diagonal, in degrees to either side: a third of all directions.
 DIAGONAL_WIDTH = 15.0
 NAMES = {**LABELS, CONTROLLER: "PD controller"}
