@@ -74,7 +74,7 @@ def _suggest_planning(trial: optuna.Trial) -> dict[str, Any]:
         "action_repeat": trial.suggest_categorical("action_repeat", ACTION_REPEATS),
         "n_plan_iterations": trial.suggest_int("n_plan_iterations", 3, 18, step=3),
         "candidates_per_member": trial.suggest_int("candidates_per_member", 5, 20, step=5),
-        "exploration_candidates": trial.suggest_categorical("exploration_candidates", [1, 5, 15]),
+        "exploration_candidates": trial.suggest_categorical("exploration_candidates", [1, 5, 15, 50]),
         "action_noise_correlation": trial.suggest_categorical("action_noise_correlation", [0.0, 0.5, 0.75, 0.9]),
         "execute_steps": trial.suggest_int("execute_steps", 1, 4),
         "return_lambda": trial.suggest_categorical("return_lambda", [0.7, 0.85, 1.0]),
