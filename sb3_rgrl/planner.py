@@ -16,6 +16,9 @@ ACTION_OPTIMIZERS = ("adam", "sgd")
 MEMBER_CHOICES = ("random", "cyclic", "mean")
 ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
 
+# Errors that differ by less, in relation to their size, differ by rounding: some units of the last place of float32.
+TIE = 1e-6
+
 Array = TypeVar("Array", th.Tensor, np.ndarray)
 # An order of the plans, and the one that brings them back.
 _Order = tuple[np.ndarray, np.ndarray]
@@ -388,11 +391,26 @@ def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, A
         mean = errors.sum(0) / len(errors)
         # A plan whose error is not a number is no plan, and must not hide the others.
         mean[mean != mean] = math.inf
-        best = (mean if voters is None else _mean_of(voters, errors, mean)).argmin(0)
+        best = _first_of_best(mean if voters is None else _mean_of(voters, errors, mean))
         states = _count_like(best)
         of_best, error = errors[:, best, states], mean[best, states]
         disagreement = (((of_best - error) ** 2).sum(0) / len(errors)) ** 0.5
     return best, error, disagreement
+
+
+def _first_of_best(errors: Array) -> Array:
+    """
+    Plans of the same actions are equally good, but for rounding, which differs from processor to processor and with the place
+    of a plan among the others: the first of them is taken, so that decisions are the same everywhere.
+
+    :param errors: Error of each plan, shape (P, n).
+    :return: Index of the best, shape (n,).
+    """
+    least = errors[errors.argmin(0), _count_like(errors[0])]
+    # Torch finds the first of the largest among numbers, not among yes and no.
+    is_best: Any = errors <= least + TIE * abs(least)
+    first: Array = (is_best * 1).argmax(0)
+    return first
 
 
 def _mean_of(voters: np.ndarray, errors: Array, mean_of_all: Array) -> Array:

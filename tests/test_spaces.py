@@ -77,7 +77,11 @@ def assert_acts_and_learns(model: RGRL) -> None:
     assert all(space.contains(action) for action in actions)
     for k in range(3):
         alone, plan = model.predict(several[k], deterministic=True)
-        np.testing.assert_array_equal(alone, actions[k])
+        if isinstance(space, spaces.Box):
+            # Some processors round products of one row in another way than the same row among others.
+            np.testing.assert_allclose(alone, actions[k], rtol=1e-5, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(alone, actions[k])
         np.testing.assert_allclose(plan[0][0], plans[0][k], rtol=1e-3, atol=1e-3)
 
 
