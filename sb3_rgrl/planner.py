@@ -401,7 +401,7 @@ def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, A
 def _first_of_best(errors: Array) -> Array:
     """
     Plans of the same actions are equally good, but for rounding, which differs from processor to processor and with the place
-    of a plan among the others: the first of them is taken, so that decisions are the same everywhere.
+    of a plan among the others: the first of them is taken, so that rounding does not choose.
 
     :param errors: Error of each plan, shape (P, n).
     :return: Index of the best, shape (n,).

@@ -844,10 +844,10 @@ def test_evaluations_are_those_that_were_asked_for(member_choice, population):
     assert planner.n_starts(population) == population
 
 
-@pytest.mark.parametrize("kind", [np.float32, th.tensor])
-def test_of_plans_that_differ_by_rounding_the_first_is_taken(kind):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_plans_that_differ_by_rounding_the_first_is_taken(backend):
     one = np.float32(7.4338093)
     rounded = np.nextafter(one, np.float32(0.0))
     errors = np.array([[[9.0, one, 2.0], [one, rounded, 1.0], [rounded, 8.0, 1.0 - 1e-4]]], dtype=np.float32)
-    best, _, _ = pick_best(th.tensor(errors) if kind is th.tensor else errors)
+    best, _, _ = pick_best(of_kind(th.tensor(errors), backend))
     assert best.tolist() == [1, 0, 2], "what differs by more than rounding is better"

@@ -83,6 +83,15 @@ def assert_acts_and_learns(model: RGRL) -> None:
         else:
             np.testing.assert_array_equal(alone, actions[k])
         np.testing.assert_allclose(plan[0][0], plans[0][k], rtol=1e-3, atol=1e-3)
+    assert_alone_as_among_others_to_the_bit(model, several)
+
+
+def assert_alone_as_among_others_to_the_bit(model: RGRL, observations: np.ndarray) -> None:
+    """Without closed forms states are decided one by one."""
+    model.policy.fast_gradients = False
+    actions, _ = model.predict(observations, deterministic=True)
+    for k in range(len(observations)):
+        np.testing.assert_array_equal(model.predict(observations[k], deterministic=True)[0], actions[k])
 
 
 @pytest.mark.parametrize("name", ACTIONS)
