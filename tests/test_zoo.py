@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from sb3_rgrl import RGRL, HerSequenceReplayBuffer
+from sb3_rgrl.policies import MlpEnsemblePolicy
 from sb3_rgrl.zoo import __main__ as zoo_main
 from sb3_rgrl.zoo import default_config_path, register
 from sb3_rgrl.zoo.sampler import convert_rgrl_params, sample_rgrl_params
@@ -254,8 +255,8 @@ def test_show_agent(trained: tuple[Path, str], hook_env: dict, tmp_path: Path) -
 def test_optimize_without_hook(tmp_path: Path, hook_env: dict) -> None:
     """The documented way round the hook; in the same breath the search and the loading of a trial."""
     env = {**hook_env, SWITCH: "1"}
-    common = ["-m", "sb3_rgrl.zoo", "train", "--algo", "rgrl", "--env", "CartPole-v1", "-n", 120, "--eval-episodes", 1]
-    # With this seed the search suggests learning_starts of 100 twice, so that both trials learn.
+    common = ["-m", "sb3_rgrl.zoo", "train", "--algo", "rgrl", "--env", "CartPole-v1", "-n", 240, "--eval-episodes", 1]
+    # With this seed the first trial has learning_starts of 100, and the second one the default of 200: both learn.
     common += ["--num-threads", 1, "--seed", 13, "--storage", "study.log", "--study-name", "study"]
     output = run([sys.executable, *common, "-optimize", "--n-trials", 2, "--no-optim-plots"], tmp_path, env)
     assert "Number of finished trials:  2" in output
@@ -412,6 +413,21 @@ def test_sampler_gives_constructor_arguments() -> None:
         # What the zoo makes of a stored trial is what the trial had been run with.
         assert convert_rgrl_params(trial.params) == params
     RGRL("MlpEnsemblePolicy", "CartPole-v1", **params)
+
+
+def test_second_trial_has_the_defaults() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sampled = [sample_rgrl_params(study.ask(), n_actions=0, n_envs=1, additional_args={}) for _ in range(5)]
+    defaults = inspect.signature(RGRL).parameters
+    in_policy = inspect.signature(MlpEnsemblePolicy).parameters
+    second = dict(sampled[1])
+    policy_kwargs = second.pop("policy_kwargs")
+    assert second.pop("train_freq") == defaults["train_freq"].default[0]
+    assert second == {name: defaults[name].default for name in second}
+    assert tuple(policy_kwargs.pop("net_arch")) == MlpEnsemblePolicy.default_net_arch
+    assert policy_kwargs == {name: in_policy[name].default for name in policy_kwargs}
+    # Once, and nothing is left that waits for its turn.
+    assert [trial.user_attrs.get("defaults", False) for trial in study.trials] == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("argv", [[], ["trein"]])

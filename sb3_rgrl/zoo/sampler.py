@@ -5,7 +5,8 @@ A trial stores numbers and strings. :func:`convert_rgrl_params` makes constructo
 search runs and when the zoo loads a finished trial (``--trial-id``).
 
 The search stays around the defaults, which are good on many tasks: what was tried of the rest is in docs/tried.md, and
-trials are too dear to find that out anew.
+trials are too dear to find that out anew. The defaults are a trial themselves, the second one: a search that found nothing
+better says so (docs/results.md, "Tuned by -optimize").
 """
 
 from __future__ import annotations
@@ -18,11 +19,28 @@ NET_ARCHS: dict[str, list[int]] = {
     "small": [64, 64],
     "medium": [128, 128],
 }
-# 0: as many as the task's time scale says.
+# Here and of `execute_steps`, 0: as by default, where it depends on the task's time scale.
 ACTION_REPEATS = [0, 1, 2, 4]
 # As by default: how many updates there are for a step is searched instead.
 TRAIN_FREQ = 10
-IN_POLICY_KWARGS = ("execute_steps", "return_lambda")
+# The defaults of the constructor, as a trial stores them.
+DEFAULT_TRIAL: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "batch_size_pow": 6,
+    "one_minus_gamma": 0.02,
+    "ensemble_size": 5,
+    "learning_starts": 200,
+    "updates_per_step": 1.0,
+    "net_arch": "small",
+    "plan_horizon": 20,
+    "action_repeat": 0,
+    "n_plan_iterations": 6,
+    "candidates_per_member": 10,
+    "exploration_candidates": 5,
+    "action_noise_correlation": 0.75,
+    "execute_steps": 0,
+    "return_lambda": 1.0,
+}
 
 
 def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +57,8 @@ def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     params["action_repeat"] = params["action_repeat"] or None
     params["policy_kwargs"] = {
         "net_arch": list(NET_ARCHS[params.pop("net_arch")]),
-        **{name: params.pop(name) for name in IN_POLICY_KWARGS},
+        "execute_steps": params.pop("execute_steps") or None,
+        "return_lambda": params.pop("return_lambda"),
     }
     return params
 
@@ -76,14 +95,15 @@ def _suggest_planning(trial: optuna.Trial) -> dict[str, Any]:
         "candidates_per_member": trial.suggest_int("candidates_per_member", 5, 20, step=5),
         "exploration_candidates": trial.suggest_categorical("exploration_candidates", [1, 5, 15, 50]),
         "action_noise_correlation": trial.suggest_categorical("action_noise_correlation", [0.0, 0.5, 0.75, 0.9]),
-        "execute_steps": trial.suggest_int("execute_steps", 1, 4),
+        "execute_steps": trial.suggest_int("execute_steps", 0, 4),
         "return_lambda": trial.suggest_categorical("return_lambda", [0.7, 0.85, 1.0]),
     }
 
 
 def sample_rgrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    Sampler for RGRL hyperparameters; the signature is the zoo's.
+    Sampler for RGRL hyperparameters; the signature is the zoo's. The first trial of a study asks for a second one with the
+    constructor's defaults.
 
     :param trial: the trial that suggests
     :param n_actions: dimension of a continuous action space, not needed
@@ -91,6 +111,9 @@ def sample_rgrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     :param additional_args: the zoo's arguments for other algorithms, not needed
     :return: keyword arguments of ``RGRL``
     """
+    if trial.number == 0:
+        # The zoo has no place to do this before the first trial.
+        trial.study.enqueue_trial(DEFAULT_TRIAL, user_attrs={"defaults": True}, skip_if_exists=True)
     params = convert_rgrl_params({**_suggest_learning(trial), **_suggest_planning(trial)})
     # The zoo prints a trial's attributes: show the values that RGRL takes where they differ from the sampled ones.
     for name in ("gamma", "batch_size", "n_candidates", "gradient_steps"):
