@@ -26,7 +26,10 @@ TINY = {**SMALL, "learning_starts": 25, "policy_kwargs": {"net_arch": [16], **FE
 
 
 def image_env(channel_first: bool = True, discrete: bool = True) -> FakeImageEnv:
-    return FakeImageEnv(3, 40, 40, n_channels=1, discrete=discrete, channel_first=channel_first)
+    env = FakeImageEnv(3, 40, 40, n_channels=1, discrete=discrete, channel_first=channel_first)
+    # Its images are drawn from the space, which reset(seed=...) does not seed.
+    env.observation_space.seed(0)
+    return env
 
 
 def make_model(env=None, **kwargs) -> RGRL:
@@ -171,8 +174,10 @@ def test_units_follow_features_that_change():
     with th.no_grad():
         every = th.as_tensor(buffer.observations[buffer.all_windows()])[None]
         states = policy.scales.state(policy.states_of(every))[0]
-    # In the units from before they would be 30 times as wide.
-    spread = states.std(dim=0)[policy.scales.state.std != 1.0]
+    # In the units from before they would be 30 times as wide. The units are of a sample of the windows: of a feature that
+    # is other than 0 in one image of 48 that tells little.
+    often = (policy.states_of(every)[0] != 0.0).sum(dim=0) > 10
+    spread = states.std(dim=0)[often]
     assert len(spread) > 3
     assert 0.7 < float(spread.min()) <= float(spread.max()) < 1.4
 
