@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -20,6 +20,9 @@ class ActionCodec(ABC):
     """
 
     dim: int
+    # Half of one push and half of another is a push; half of one choice and half of another is no choice.
+    has_means: ClassVar[bool] = False
+    """Whether the mean of several encoded actions can be executed."""
 
     @abstractmethod
     def encode(self, actions: np.ndarray) -> np.ndarray:
@@ -49,6 +52,14 @@ class ActionCodec(ABC):
         :return: The encoded actions that would really be executed, same shape and kind of array.
         """
 
+    def mean(self, preactivated: np.ndarray) -> np.ndarray:
+        """
+        :param preactivated: Pre-activated actions, shape (k, ..., dim).
+        :return: That pre-activated action for which the mean of the k encoded ones would be executed, shape (..., dim).
+        :raises NotImplementedError: If there is none, see :attr:`has_means`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no means of actions")
+
 
 class BoxCodec(ActionCodec):
     """
@@ -57,6 +68,10 @@ class BoxCodec(ActionCodec):
     :param space: A Box with finite bounds.
     :raises ValueError: If a bound is not finite.
     """
+
+    has_means = True
+    # The largest encoded action of single precision with a pre-activated action that is finite.
+    LARGEST: ClassVar[np.float32] = np.nextafter(np.float32(1.0), np.float32(0.0))
 
     def __init__(self, space: spaces.Box) -> None:
         if not (np.all(np.isfinite(space.low)) and np.all(np.isfinite(space.high))):
@@ -97,6 +112,12 @@ class BoxCodec(ActionCodec):
             return th.tanh(preactivated)
         bounded: np.ndarray = np.tanh(preactivated)
         return bounded
+
+    def mean(self, preactivated: np.ndarray) -> np.ndarray:
+        """See :meth:`ActionCodec.mean`."""
+        encoded = np.tanh(preactivated).mean(axis=0)
+        of_mean: np.ndarray = np.arctanh(np.clip(encoded, -self.LARGEST, self.LARGEST))
+        return of_mean
 
 
 class DiscreteCodec(ActionCodec):

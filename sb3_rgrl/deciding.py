@@ -1,4 +1,4 @@
-"""How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen."""
+"""How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen, or the mean of the best."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -16,7 +16,7 @@ from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
 from sb3_rgrl.observations import as_arrays
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best, pick_elites
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 
@@ -53,6 +53,7 @@ class DecidingPolicy(ExpectingPolicy):
     search: str
     exploration_candidates: int
     exploration_members: int | None
+    elite_share: float
     warm_start: bool
     execute_steps: int | None
     n_warm_iterations: int | None
@@ -305,15 +306,21 @@ class DecidingPolicy(ExpectingPolicy):
         :param candidates: Those that can be chosen, shape (P, n, T, action_dim).
         :param voters: Which members choose, see :func:`pick_best`.
         :param descent: How they came about.
-        :return: The best plan for each state.
+        :return: The best plan for each state, or the mean of the best, see ``elite_share``.
         """
-        chosen, error, disagreement = map(_as_numpy, pick_best(judges.score(candidates), voters))
+        errors = judges.score(candidates)
+        chosen, error, disagreement = map(_as_numpy, pick_best(errors, voters))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
                 "or action_learning_rate is far too large."
             )
         best = _as_numpy(candidates[chosen, np.arange(len(chosen))])
+        n_elites = round(self.elite_share * len(candidates))
+        if n_elites > 1 and self.codec.has_means:
+            elites = pick_elites(_as_numpy(errors), n_elites, voters)
+            best = self.codec.mean(_as_numpy(candidates)[elites, np.arange(len(chosen))])
+            _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(best[None]))))
         executed = self.codec.execute(best.reshape(-1, best.shape[-1]))
         return Plan(
             actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),

@@ -398,6 +398,26 @@ def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, A
     return best, error, disagreement
 
 
+def pick_elites(errors: np.ndarray, n_elites: int, voters: np.ndarray | None = None) -> np.ndarray:
+    """
+    Choose for each state the plans with the smallest errors.
+
+    :param errors: See :func:`pick_best`.
+    :param n_elites: How many of them, P at most.
+    :param voters: See :func:`pick_best`.
+    :return: Their indices, int64, ascending, so that what is summed over them does not depend on which of two equal ones is
+        the better; where fewer have an error, the best stands for the others as well. Shape (n_elites, n).
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        mean = errors.sum(axis=0) / len(errors)
+        mean[np.isnan(mean)] = np.inf
+        mean = mean if voters is None else _mean_of(voters, errors, mean)
+    elites = mean.argsort(axis=0, kind="stable")[:n_elites]
+    has_error = np.isfinite(mean[elites, np.arange(mean.shape[1])])
+    ascending: np.ndarray = np.sort(np.where(has_error, elites, elites[0]), axis=0)
+    return ascending
+
+
 def _first_of_best(errors: Array) -> Array:
     """
     Plans of the same actions are equally good, but for rounding, which differs from processor to processor and with the place

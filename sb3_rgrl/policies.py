@@ -46,6 +46,9 @@ class EnsemblePolicy(DecidingPolicy):
         deterministic: the best of a few explores where the best of all would do the same again. All of them at most.
     :param exploration_members: How many members, drawn at random for each decision that is not deterministic, choose among
         these: what some believe in and others do not is tried. None: all.
+    :param elite_share: Share of the considered plans, the best ones, whose mean is executed where actions are continuous: of
+        50 plans that all do about the right thing, each does many small things for no reason, which cost effort and balance,
+        and the mean does not (docs/tried.md, "The mean of the best plans"). 0: the best alone, as of all other actions.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
@@ -128,6 +131,7 @@ class EnsemblePolicy(DecidingPolicy):
         n_candidates: int = 50,
         exploration_candidates: int = 5,
         exploration_members: int | None = None,
+        elite_share: float = 0.2,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
@@ -193,6 +197,7 @@ class EnsemblePolicy(DecidingPolicy):
             execute_steps=execute_steps,
             exploration_candidates=exploration_candidates,
             exploration_members=exploration_members,
+            elite_share=elite_share,
             return_expectile=return_expectile,
             return_trust=return_trust,
             return_lambda=return_lambda,
@@ -201,6 +206,7 @@ class EnsemblePolicy(DecidingPolicy):
         # torch.split knows no integers of NumPy.
         self.ensemble_size, self.plan_horizon, self.sequence_length = map(int, (ensemble_size, plan_horizon, sequence_length))
         self.exploration_candidates, self.exploration_members = exploration_candidates, exploration_members
+        self.elite_share = elite_share
         self.gamma, self.dropout = gamma, dropout
         self.n_rewards, self.reward_range = n_rewards, reward_range
         self.reward_shape = reward_shape_of(n_rewards)
