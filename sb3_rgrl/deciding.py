@@ -32,6 +32,7 @@ class Plan:
     :param error: Error of the chosen plan, mean over the ensemble, shape (n,).
     :param disagreement: Standard deviation of that error over the members, shape (n,).
     :param descent: The population on its way, to look at.
+    :param elites: Which of its plans the decision is the mean of, ascending, shape (k, n); of most it is one plan alone.
     """
 
     actions: np.ndarray
@@ -40,6 +41,7 @@ class Plan:
     error: np.ndarray
     disagreement: np.ndarray
     descent: Descent[Any]
+    elites: np.ndarray
 
 
 class DecidingPolicy(ExpectingPolicy):
@@ -236,11 +238,11 @@ class DecidingPolicy(ExpectingPolicy):
             descent = searcher.descend(judges.take(plans), judge_fn, draws.dealt)
         else:
             descent = self.planner.descend(judges.take(plans), judges.gradient, draws.dealt, n_iterations)
-        candidates = descent.preactivated
-        if n_considered < len(candidates):
-            candidates = candidates[draws.generator.permutation(len(candidates))[:n_considered]]
+        considered = None
+        if n_considered < len(descent.preactivated):
+            considered = draws.generator.permutation(len(descent.preactivated))[:n_considered]
         voters = None if generator is None else self._voters(len(states), generator)
-        return self._choose(judges, candidates, voters, descent)
+        return self._choose(judges, considered, voters, descent)
 
     def _voters(self, n_states: int, generator: np.random.Generator) -> np.ndarray | None:
         """
@@ -300,35 +302,41 @@ class DecidingPolicy(ExpectingPolicy):
         others = (self.aim, aimed_at, self.gamma, self.return_weight, self.return_trust, self.return_lambda)
         return tensors, others
 
-    def _choose(self, judges: Judges[Any], candidates: Any, voters: np.ndarray | None, descent: Descent[Any]) -> Plan:
+    def _choose(
+        self, judges: Judges[Any], considered: np.ndarray | None, voters: np.ndarray | None, descent: Descent[Any]
+    ) -> Plan:
         """
         :param judges: Who judges plans.
-        :param candidates: Those that can be chosen, shape (P, n, T, action_dim).
+        :param considered: Which of the plans at the end of the descent can be chosen; None: all.
         :param voters: Which members choose, see :func:`pick_best`.
         :param descent: How they came about.
         :return: The best plan for each state, or the mean of the best, see ``elite_share``.
         """
+        candidates = descent.preactivated if considered is None else descent.preactivated[considered]
         errors = judges.score(candidates)
-        chosen, error, disagreement = map(_as_numpy, pick_best(errors, voters))
+        best, error, disagreement = map(_as_numpy, pick_best(errors, voters))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
                 "or action_learning_rate is far too large."
             )
-        best = _as_numpy(candidates[chosen, np.arange(len(chosen))])
+        states, elites = np.arange(len(best)), best[None]
         n_elites = round(self.elite_share * len(candidates))
         if n_elites > 1 and self.codec.has_means:
             elites = pick_elites(_as_numpy(errors), n_elites, voters)
-            best = self.codec.mean(_as_numpy(candidates)[elites, np.arange(len(chosen))])
-            _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(best[None]))))
-        executed = self.codec.execute(best.reshape(-1, best.shape[-1]))
+            decided = self.codec.mean(_as_numpy(candidates)[elites, states])
+            _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(decided[None]))))
+        else:
+            decided = _as_numpy(candidates[best, states])
+        executed = self.codec.execute(decided.reshape(-1, decided.shape[-1]))
         return Plan(
-            actions=self.codec.decode(executed).reshape(*best.shape[:2], *(self.action_space.shape or ())),
-            preactivated=best,
+            actions=self.codec.decode(executed).reshape(*decided.shape[:2], *(self.action_space.shape or ())),
+            preactivated=decided,
             error_before=_as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
             error=error,
             disagreement=disagreement,
             descent=descent,
+            elites=elites if considered is None else np.sort(considered[elites], axis=0),
         )
 
     def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:
@@ -362,6 +370,7 @@ def _side_by_side(plans: list[Plan]) -> Plan:
         error=np.concatenate([plan.error for plan in plans]),
         disagreement=np.concatenate([plan.disagreement for plan in plans]),
         descent=descent,
+        elites=np.concatenate([plan.elites for plan in plans], axis=1),
     )
 
 

@@ -67,7 +67,8 @@ def plan_trace(
     """
     Draw how a plan forms, from one iteration of the descent to the next: the return that the ensemble expects of it and of the
     others, in the units of the reward; the members' disagreement about that, its standard deviation over them; and its
-    actions over the horizon, as the planner moves them (of choices: by their probability).
+    actions over the horizon, as the planner moves them (of choices: by their probability). Where the mean of several plans is
+    executed (``elite_share``), what is expected of each of them, and the actions of the mean.
 
     :param policy: The agent's policy, ``model.policy``, as it was when it planned.
     :param observation: Where the decision was taken, one observation or n of them.
@@ -84,19 +85,18 @@ def plan_trace(
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index, component)
     unit = f"reward[{component}]" if policy.reward_shape else "reward"
-    path = plan.descent.path()[:, :, index]
-    executed = th.as_tensor(plan.preactivated[index])
-    # It is one of the last plans, to the last bit.
-    chosen = int((path[-1].cpu() - executed).abs().amax(dim=(-2, -1)).argmin())
-    parts = list(_parts_of(policy, path[:, chosen], action_names))
+    elites = plan.elites[:, index]
+    forming = plan.descent.path()[:, elites, index].cpu()
+    executed = forming[:, 0] if len(elites) == 1 else th.from_numpy(policy.codec.mean(forming.transpose(0, 1).numpy()))
+    parts = list(_parts_of(policy, executed, action_names))
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, max(3.6, 1.2 * len(parts))), constrained_layout=True)
         grid = figure.add_gridspec(1, 2)
         left, right = grid[0, 0], grid[0, 1]
         cells = left.subgridspec(2, 1, height_ratios=(4, 3))
         above, below = figure.add_subplot(cells[0, 0]), figure.add_subplot(cells[1, 0])
-        _draw_progress(above, expected.mean(axis=1), chosen, f"discounted return\n(units of {unit})", "What members expect")
-        _draw_progress(below, expected.std(axis=1), chosen, f"disagreement\n(units of {unit})", None)
+        _draw_progress(above, expected.mean(axis=1), elites, f"discounted return\n(units of {unit})", "What members expect")
+        _draw_progress(below, expected.std(axis=1), elites, f"disagreement\n(units of {unit})", None)
         above.legend(loc="best")
         above.tick_params(labelbottom=False)
         below.set_xlabel(STEP_NAMES[policy.search])
@@ -140,17 +140,21 @@ def expected_returns(
     return as_numpy
 
 
-def _draw_progress(axes: Axes, values: np.ndarray, chosen: int, label: str, title: str | None) -> None:
+def _draw_progress(axes: Axes, values: np.ndarray, elites: np.ndarray, label: str, title: str | None) -> None:
     """
     :param values: Of each plan at each iteration, shape (iterations + 1, P).
-    :param chosen: Which plan is executed.
+    :param elites: Which plans are executed, one or the mean of several.
     """
     # A single point would make no line.
     marker = "o" if len(values) == 1 else None
-    for plan in (plan for plan in range(values.shape[1]) if plan != chosen):
+    for plan in (plan for plan in range(values.shape[1]) if plan not in elites):
         axes.plot(values[:, plan], color=OTHERS, linewidth=0.7, marker=marker, label=f"_plan {plan}")
     axes.plot([], [], color=OTHERS, linewidth=0.7, marker=marker, label="the other plans")
-    axes.plot(values[:, chosen], color=EXPECTED, linewidth=2.5, marker=marker, label="the plan that is executed")
+    told = "the plan that is executed" if len(elites) == 1 else "those whose mean is executed"
+    for plan in elites:
+        width = 2.5 if len(elites) == 1 else 1.2
+        axes.plot(values[:, plan], color=EXPECTED, linewidth=width, marker=marker, label=told)
+        told = f"_elite {plan}"
     axes.set(ylabel=label, title=title or "")
 
 

@@ -95,6 +95,7 @@ def test_mean_of_a_fifth_is_decided(model, deterministic, fast_gradients):
     plan = policy.plan(OBSERVATIONS, deterministic=deterministic)
     plans = np.asarray(plan.descent.preactivated)
     best = scores_of(model, OBSERVATIONS, plans).mean(axis=0).argsort(axis=0)[:4]
+    np.testing.assert_array_equal(plan.elites, np.sort(best, axis=0))
     expected = np.tanh(plans[best, np.arange(3)]).mean(axis=0)
     np.testing.assert_allclose(np.tanh(plan.preactivated), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(plan.actions, 2.0 * expected, rtol=1e-3, atol=2e-4)
@@ -109,7 +110,19 @@ def test_best_of_few_is_one_of_them(model):
     # While training five are considered, and a fifth of them is one.
     plan = model.policy.plan(OBSERVATIONS, deterministic=False)
     plans = np.asarray(plan.descent.preactivated)
-    assert (np.abs(plans - plan.preactivated).max(axis=(2, 3)).min(axis=0) == 0.0).all()
+    assert plan.elites.shape == (1, 3)
+    np.testing.assert_array_equal(plans[plan.elites[0], np.arange(3)], plan.preactivated)
+
+
+def test_elites_are_told_as_they_are_in_the_population(model):
+    # Also where some were drawn at random to be considered.
+    model.policy.exploration_candidates = 15
+    plan = model.policy.plan(OBSERVATIONS, deterministic=False)
+    plans = np.asarray(plan.descent.preactivated)
+    assert plan.elites.shape == (3, 3)
+    mean = np.tanh(plans[plan.elites, np.arange(3)]).mean(axis=0)
+    np.testing.assert_allclose(np.tanh(plan.preactivated), mean, atol=1e-5)
+    model.policy.exploration_candidates = 5
 
 
 def test_choices_are_those_of_the_best_plan():

@@ -102,6 +102,20 @@ def test_lines_are_mean_and_spread_of_what_members_expect(index):
     assert figure.axes[2].images[0].get_clim() == (-2, 2)
 
 
+def test_lines_of_those_whose_mean_is_executed():
+    policy, observations = make_policy(spaces.Box(-2, 2, (1,)), elite_share=0.5), some_observations(2)
+    plan = policy.plan(observations)
+    figure = plan_trace(policy, observations, plan, index=1)
+    expected = expected_returns(policy, observations, plan, index=1).mean(axis=1)
+    coloured = [line for line in figure.axes[0].lines if len(line.get_ydata()) > 0 and line.get_linewidth() > 1]
+    assert coloured[0].get_label() == "those whose mean is executed"
+    np.testing.assert_array_equal([line.get_ydata() for line in coloured], expected[:, plan.elites[:, 1]].T)
+    (actions,) = images(figure)
+    np.testing.assert_allclose(actions[-1], plan.actions[1, :, 0], atol=1e-5)
+    way = 2 * np.tanh(plan.descent.path()[:, plan.elites[:, 1], 1, :, 0].numpy()).mean(axis=1)
+    np.testing.assert_allclose(actions, way, atol=1e-5)
+
+
 def of_executed(policy, observation) -> tuple[np.ndarray, list[np.ndarray], object]:
     """The way of the executed plan, its images and their figure."""
     plan = policy.plan(observation)
