@@ -181,6 +181,9 @@ class DecidingPolicy(ExpectingPolicy):
     def _n_considered(self, deterministic: bool) -> int:
         return self.starts.n_plans if deterministic else min(self.exploration_candidates, self.starts.n_plans)
 
+    def _n_elites(self, n_considered: int) -> int:
+        return max(round(self.elite_share * n_considered), 1) if self.codec.has_means else 1
+
     def _iterations_when_warm(self, n_states: int, episode_start: np.ndarray | None) -> np.ndarray | None:
         """
         :return: Iterations of each state, shape (n,); None: all have the same as ever.
@@ -321,8 +324,8 @@ class DecidingPolicy(ExpectingPolicy):
                 "or action_learning_rate is far too large."
             )
         states, elites = np.arange(len(best)), best[None]
-        n_elites = round(self.elite_share * len(candidates))
-        if n_elites > 1 and self.codec.has_means:
+        n_elites = self._n_elites(len(candidates))
+        if n_elites > 1:
             elites = pick_elites(_as_numpy(errors), n_elites, voters)
             decided = self.codec.mean(_as_numpy(candidates)[elites, states])
             _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(decided[None]))))
@@ -345,7 +348,11 @@ class DecidingPolicy(ExpectingPolicy):
         :return: How often a member judges a plan for one observation, a gradient counted as two: the same for all ways to
             search. With ``n_warm_iterations`` those that go on from the last decision take fewer.
         """
-        return count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, self._n_considered(deterministic))
+        n_considered = self._n_considered(deterministic)
+        counted = count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, n_considered)
+        # All members judge the mean once more.
+        of_mean = self.ensemble_size if self._n_elites(n_considered) > 1 else 0
+        return counted._replace(scoring=counted.scoring + of_mean)
 
 
 def _side_by_side(plans: list[Plan]) -> Plan:

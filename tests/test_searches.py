@@ -103,6 +103,15 @@ def test_defaults_spend_850():
     assert policy.evaluations_per_decision(deterministic=False) == (600, 25)
 
 
+def test_mean_of_elites_is_judged_too(monkeypatch):
+    count = Count(monkeypatch)
+    policy = RGRL("MlpEnsemblePolicy", "Pendulum-v1").policy
+    assert policy.evaluations_per_decision() == (600, 255)
+    assert policy.evaluations_per_decision(deterministic=False) == (600, 25)
+    policy.plan(np.zeros((1, 3), dtype=np.float32))
+    assert count.rows == 855
+
+
 def test_no_more_are_considered_than_there_are():
     assert count_evaluations(planner_of(), N_MEMBERS, 4, 9).scoring == 4 * N_MEMBERS
 

@@ -401,23 +401,27 @@ def test_hyperparameter_file() -> None:
         assert entry["policy"] in RGRL.policy_aliases, env_id
 
 
-def test_sampler_gives_constructor_arguments() -> None:
+@pytest.mark.parametrize(("env_id", "n_actions"), [("CartPole-v1", 0), ("Pendulum-v1", 1)])
+def test_sampler_gives_constructor_arguments(env_id: str, n_actions: int) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
         trial = study.ask()
-        params = sample_rgrl_params(trial, n_actions=0, n_envs=1, additional_args={})
+        params = sample_rgrl_params(trial, n_actions, n_envs=1, additional_args={})
         assert set(params) <= set(inspect.signature(RGRL).parameters)
         assert 10 <= params["plan_horizon"] <= 30
         assert params["n_candidates"] % params["ensemble_size"] == 0
         assert params["gradient_steps"] >= 1
         # What the zoo makes of a stored trial is what the trial had been run with.
         assert convert_rgrl_params(trial.params) == params
-    RGRL("MlpEnsemblePolicy", "CartPole-v1", **params)
+        # Choices have no mean.
+        assert ("elite_share" in params["policy_kwargs"]) == ("action_init_std" in params) == (n_actions > 0)
+    RGRL("MlpEnsemblePolicy", env_id, **params)
 
 
-def test_second_trial_has_the_defaults() -> None:
+@pytest.mark.parametrize("n_actions", [0, 1])
+def test_second_trial_has_the_defaults(n_actions: int) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    sampled = [sample_rgrl_params(study.ask(), n_actions=0, n_envs=1, additional_args={}) for _ in range(5)]
+    sampled = [sample_rgrl_params(study.ask(), n_actions, n_envs=1, additional_args={}) for _ in range(5)]
     defaults = inspect.signature(RGRL).parameters
     in_policy = inspect.signature(MlpEnsemblePolicy).parameters
     second = dict(sampled[1])

@@ -42,6 +42,9 @@ DEFAULT_TRIAL: dict[str, Any] = {
     "action_noise_correlation": 0.75,
     "execute_steps": 0,
     "return_lambda": 1.0,
+    # Of continuous actions alone
+    "action_init_std": 1.0,
+    "elite_share": 0.2,
 }
 
 
@@ -62,6 +65,8 @@ def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "execute_steps": params.pop("execute_steps") or None,
         "return_lambda": params.pop("return_lambda"),
     }
+    if "elite_share" in params:
+        params["policy_kwargs"]["elite_share"] = params.pop("elite_share")
     return params
 
 
@@ -102,13 +107,26 @@ def _suggest_planning(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
+def _suggest_means(trial: optuna.Trial) -> dict[str, Any]:
+    """
+    How continuous actions are averaged: the wider plans begin, the less is left of what they do not agree on.
+
+    :param trial: the trial that suggests
+    :return: name -> suggested value
+    """
+    return {
+        "action_init_std": trial.suggest_categorical("action_init_std", [0.7, 1.0, 1.4]),
+        "elite_share": trial.suggest_categorical("elite_share", [0.0, 0.1, 0.2, 0.3]),
+    }
+
+
 def sample_rgrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
     Sampler for RGRL hyperparameters; the signature is the zoo's. The first trial of a study asks for a second one with the
     constructor's defaults.
 
     :param trial: the trial that suggests
-    :param n_actions: dimension of a continuous action space, not needed
+    :param n_actions: dimension of a continuous action space; 0: it is not continuous
     :param n_envs: number of training environments, not needed
     :param additional_args: the zoo's arguments for other algorithms, not needed
     :return: keyword arguments of ``RGRL``
@@ -116,7 +134,8 @@ def sample_rgrl_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     if trial.number == 0:
         # The zoo has no place to do this before the first trial.
         trial.study.enqueue_trial(DEFAULT_TRIAL, user_attrs={"defaults": True}, skip_if_exists=True)
-    params = convert_rgrl_params({**_suggest_learning(trial), **_suggest_planning(trial)})
+    means = _suggest_means(trial) if n_actions > 0 else {}
+    params = convert_rgrl_params({**_suggest_learning(trial), **_suggest_planning(trial), **means})
     # The zoo prints a trial's attributes: show the values that RGRL takes where they differ from the sampled ones.
     for name in ("gamma", "batch_size", "n_candidates", "gradient_steps"):
         trial.set_user_attr(name, params[name])
