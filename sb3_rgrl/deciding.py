@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -32,7 +32,7 @@ class Plan:
     :param error: Error of the chosen plan, mean over the ensemble, shape (n,).
     :param disagreement: Standard deviation of that error over the members, shape (n,).
     :param descent: The population on its way, to look at.
-    :param elites: Which of its plans the decision is the mean of, ascending, shape (k, n); of most it is one plan alone.
+    :param elites: Which of its plans the decision is the mean of, ascending, shape (k, n). It may be one plan k times.
     """
 
     actions: np.ndarray
@@ -42,6 +42,19 @@ class Plan:
     disagreement: np.ndarray
     descent: Descent[Any]
     elites: np.ndarray
+
+
+class Choice(NamedTuple):
+    """What is left of the plans for n states in the end."""
+
+    elites: np.ndarray
+    """Which plans it is the mean of, shape (k, n)."""
+    preactivated: np.ndarray
+    """Shape (n, T, action_dim)."""
+    error: np.ndarray
+    """Mean over the ensemble, shape (n,)."""
+    disagreement: np.ndarray
+    """Standard deviation over the members, shape (n,)."""
 
 
 class DecidingPolicy(ExpectingPolicy):
@@ -323,23 +336,47 @@ class DecidingPolicy(ExpectingPolicy):
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
                 "or action_learning_rate is far too large."
             )
-        states, elites = np.arange(len(best)), best[None]
+        states = np.arange(len(best))
+        choice = Choice(best[None], _as_numpy(candidates[best, states]), error, disagreement)
         n_elites = self._n_elites(len(candidates))
         if n_elites > 1:
             elites = pick_elites(_as_numpy(errors), n_elites, voters)
-            decided = self.codec.mean(_as_numpy(candidates)[elites, states])
-            _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(decided[None]))))
-        else:
-            decided = _as_numpy(candidates[best, states])
+            choice = self._mean_of(elites, judges, _as_numpy(candidates), _as_numpy(errors), choice)
+        decided = choice.preactivated
         executed = self.codec.execute(decided.reshape(-1, decided.shape[-1]))
         return Plan(
             actions=self.codec.decode(executed).reshape(*decided.shape[:2], *(self.action_space.shape or ())),
             preactivated=decided,
             error_before=_as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
-            error=error,
-            disagreement=disagreement,
+            error=choice.error,
+            disagreement=choice.disagreement,
             descent=descent,
-            elites=elites if considered is None else np.sort(considered[elites], axis=0),
+            elites=choice.elites if considered is None else np.sort(considered[choice.elites], axis=0),
+        )
+
+    def _mean_of(
+        self, elites: np.ndarray, judges: Judges[Any], candidates: np.ndarray, errors: np.ndarray, best: Choice
+    ) -> Choice:
+        """
+        :param elites: From :func:`pick_elites`, shape (k, n).
+        :param judges: Who judges plans.
+        :param candidates: Shape (P, n, T, action_dim).
+        :param errors: As each member sees them, shape (m, P, n).
+        :param best: The best plan of each state.
+        :return: The mean of the elites where it is no worse than each of them. Where it is, they are ways to go that have
+            nothing between them, such as left and right around something, and the best plan is left alone.
+        """
+        states = np.arange(elites.shape[1])
+        mean = self.codec.mean(candidates[elites, states])
+        # Before members judge anew: errors may be a view of what they judge in.
+        worst = errors[:, elites, states].mean(axis=0).max(axis=0)
+        _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(mean[None]))))
+        good = error <= worst
+        return Choice(
+            np.where(good, elites, best.elites),
+            np.where(good[:, None, None], mean, best.preactivated),
+            np.where(good, error, best.error),
+            np.where(good, disagreement, best.disagreement),
         )
 
     def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:

@@ -85,7 +85,7 @@ def plan_trace(
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index, component)
     unit = f"reward[{component}]" if policy.reward_shape else "reward"
-    elites = plan.elites[:, index]
+    elites = np.unique(plan.elites[:, index])
     forming = plan.descent.path()[:, elites, index].cpu()
     executed = forming[:, 0] if len(elites) == 1 else th.from_numpy(policy.codec.mean(forming.transpose(0, 1).numpy()))
     parts = list(_parts_of(policy, executed, action_names))

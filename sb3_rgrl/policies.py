@@ -48,7 +48,8 @@ class EnsemblePolicy(DecidingPolicy):
         these: what some believe in and others do not is tried. None: all.
     :param elite_share: Share of the considered plans, the best ones, whose mean is executed where actions are continuous: of
         50 plans that all do about the right thing, each does many small things for no reason, which cost effort and balance,
-        and the mean does not (docs/tried.md, "The mean of the best plans"). 0: the best alone, as of all other actions.
+        and the mean does not (docs/tried.md, "The mean of the best plans"). 0: the best alone, as of all other actions, and
+        as where members find the mean worse than each of those it is the mean of.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.

@@ -7,6 +7,7 @@ from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.actions import make_codec
+from sb3_rgrl.deciding import Choice
 from sb3_rgrl.planner import pick_elites
 from tests.test_run import SMALL
 
@@ -132,6 +133,41 @@ def test_choices_are_those_of_the_best_plan():
         observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
         plans.append(model.policy.plan(observations).preactivated)
     np.testing.assert_array_equal(*plans)
+
+
+class TwoWays:
+    """Judges who want a torque of 0.8 in the first state, and one of 0.8 to either side in the others."""
+
+    def take(self, plans: np.ndarray) -> np.ndarray:
+        return plans
+
+    def score(self, preactivated: np.ndarray) -> np.ndarray:
+        torques = np.tanh(preactivated[..., 0, 0])
+        errors = (np.abs(torques) - 0.8) ** 2
+        errors[:, 0] = (torques[:, 0] - 0.8) ** 2
+        return np.stack([errors, errors + 1e-3])
+
+
+def test_mean_of_two_ways_is_no_way(model):
+    rng, judges = np.random.default_rng(0), TwoWays()
+    plans = rng.normal(size=(N_PLANS, 3, 1, 1)).astype(np.float32)
+    # In the last state all of the best go the same way.
+    plans[:, 2] = np.abs(plans[:, 2])
+    errors = judges.score(plans)
+    index = errors.mean(axis=0).argmin(axis=0)
+    best = Choice(index[None], plans[index, np.arange(3)], errors.mean(axis=0).min(axis=0), np.zeros(3))
+    elites = pick_elites(errors, 4)
+    choice = model.policy._mean_of(elites, judges, plans, errors, best)
+    signs = np.sign(plans[elites, np.arange(3), 0, 0])
+    assert abs(signs[:, 1].sum()) < 4, "the test needs ways to both sides"
+    np.testing.assert_array_equal(choice.preactivated[1], best.preactivated[1])
+    assert choice.elites[:, 1].tolist() == [index[1]] * 4
+    assert choice.error[1] == best.error[1]
+    for state in (0, 2):
+        np.testing.assert_array_equal(choice.elites[:, state], elites[:, state])
+        mean = np.tanh(plans[elites[:, state], state]).mean(axis=0)
+        np.testing.assert_allclose(np.tanh(choice.preactivated[state]), mean, rtol=1e-5)
+        np.testing.assert_allclose(choice.error[state], (np.abs(mean[0, 0]) - 0.8) ** 2 + 5e-4, atol=1e-6)
 
 
 def test_what_brings_nothing_is_not_done():
