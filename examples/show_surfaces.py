@@ -96,7 +96,7 @@ def make_agent(n_members: int, n_known: int, n_updates: int, seed: int) -> RGRL:
         per_exponent=1.0,
         dropout=0.0,
         replay_buffer_kwargs={"return_in_priority": False},
-        # Nothing comes after the one step of an episode.
+        # Nothing comes after the one step of an episode, and the picture follows one plan.
         policy_kwargs={"aim": "step", "return_weight": 0.0, "windows_per_sample": 1, "elite_share": 0.0},
         seed=seed,
         device="cpu",
@@ -119,14 +119,12 @@ def look(agent: RGRL) -> tuple[Look, Plan]:
 
     observation = np.zeros(1, np.float32)
     plan = agent.policy.plan(observation)
-    path = plan.descent.path()[:, :, 0, 0]
+    way = np.tanh(plan.descent.path()[:, plan.elites[0, 0], 0, 0].numpy())
     promised = float(agent.policy.predict_reward(observation, plan.actions).mean())
     assert agent.replay_buffer is not None
     known = agent.replay_buffer.actions[: agent.replay_buffer.size()].copy()
     delivered = float(reward_of(plan.actions[0, 0]))
-    return Look(
-        (as_rewards - DESIRED) ** 2, as_rewards, known, np.tanh(path[:, plan.elites[0, 0]].numpy()), promised, delivered
-    ), plan
+    return Look((as_rewards - DESIRED) ** 2, as_rewards, known, way, promised, delivered), plan
 
 
 def experience(agent: RGRL, plan: Plan, n_updates: int) -> None:

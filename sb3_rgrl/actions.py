@@ -115,7 +115,7 @@ class BoxCodec(ActionCodec):
 
     def mean(self, preactivated: np.ndarray) -> np.ndarray:
         """See :meth:`ActionCodec.mean`."""
-        encoded = np.tanh(preactivated).mean(axis=0)
+        encoded = self.execute(preactivated).mean(axis=0)
         of_mean: np.ndarray = np.arctanh(np.clip(encoded, -self.LARGEST, self.LARGEST))
         return of_mean
 

@@ -341,7 +341,7 @@ class DecidingPolicy(ExpectingPolicy):
         n_elites = self._n_elites(len(candidates))
         if n_elites > 1:
             elites = pick_elites(_as_numpy(errors), n_elites, voters)
-            choice = self._mean_of(elites, judges, _as_numpy(candidates), _as_numpy(errors), choice)
+            choice = self._mean_of_elites(elites, judges, _as_numpy(candidates), _as_numpy(errors), choice)
         decided = choice.preactivated
         executed = self.codec.execute(decided.reshape(-1, decided.shape[-1]))
         return Plan(
@@ -354,7 +354,7 @@ class DecidingPolicy(ExpectingPolicy):
             elites=choice.elites if considered is None else np.sort(considered[choice.elites], axis=0),
         )
 
-    def _mean_of(
+    def _mean_of_elites(
         self, elites: np.ndarray, judges: Judges[Any], candidates: np.ndarray, errors: np.ndarray, best: Choice
     ) -> Choice:
         """
@@ -363,8 +363,8 @@ class DecidingPolicy(ExpectingPolicy):
         :param candidates: Shape (P, n, T, action_dim).
         :param errors: As each member sees them, shape (m, P, n).
         :param best: The best plan of each state.
-        :return: The mean of the elites where it is no worse than each of them. Where it is, they are ways to go that have
-            nothing between them, such as left and right around something, and the best plan is left alone.
+        :return: The mean of the elites where it is no worse than each of them. Where it is, they may be ways to go that
+            have nothing between them, such as left and right around something, and it is the best plan alone.
         """
         states = np.arange(elites.shape[1])
         mean = self.codec.mean(candidates[elites, states])

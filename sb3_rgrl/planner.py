@@ -388,9 +388,7 @@ def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, A
         disagreement (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean = errors.sum(0) / len(errors)
-        # A plan whose error is not a number is no plan, and must not hide the others.
-        mean[mean != mean] = math.inf
+        mean = _mean_of_all(errors)
         best = _first_of_best(mean if voters is None else _mean_of(voters, errors, mean))
         states = _count_like(best)
         of_best, error = errors[:, best, states], mean[best, states]
@@ -409,8 +407,7 @@ def pick_elites(errors: np.ndarray, n_elites: int, voters: np.ndarray | None = N
         the better; where fewer have an error, the best stands for the others as well. Shape (n_elites, n).
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean = errors.sum(axis=0) / len(errors)
-        mean[np.isnan(mean)] = np.inf
+        mean = _mean_of_all(errors)
         mean = mean if voters is None else _mean_of(voters, errors, mean)
     elites = mean.argsort(axis=0, kind="stable")[:n_elites]
     has_error = np.isfinite(mean[elites, np.arange(mean.shape[1])])
@@ -431,6 +428,16 @@ def _first_of_best(errors: Array) -> Array:
     is_best: Any = errors <= least + TIE * abs(least)
     first: Array = (is_best * 1).argmax(0)
     return first
+
+
+def _mean_of_all(errors: Array) -> Array:
+    """
+    :return: Mean error of each plan, infinite where it is not a number: that is no plan, and must not hide the others. Shape
+        (P, n).
+    """
+    mean: Array = errors.sum(0) / len(errors)
+    mean[mean != mean] = math.inf
+    return mean
 
 
 def _mean_of(voters: np.ndarray, errors: Array, mean_of_all: Array) -> Array:

@@ -115,6 +115,15 @@ def test_best_of_few_is_one_of_them(model):
     np.testing.assert_array_equal(plans[plan.elites[0], np.arange(3)], plan.preactivated)
 
 
+def test_agents_learn_the_same_with_it():
+    weights = []
+    for elite_share in (0.0, 0.2):
+        policy = make_model(elite_share=elite_share).learn(100).policy
+        weights.append([weight.detach().numpy() for weight in policy.ensemble.parameters()])
+    for without, with_mean in zip(*weights, strict=True):
+        np.testing.assert_array_equal(without, with_mean)
+
+
 def test_elites_are_told_as_they_are_in_the_population(model):
     # Also where some were drawn at random to be considered.
     model.policy.exploration_candidates = 15
@@ -157,7 +166,7 @@ def test_mean_of_two_ways_is_no_way(model):
     index = errors.mean(axis=0).argmin(axis=0)
     best = Choice(index[None], plans[index, np.arange(3)], errors.mean(axis=0).min(axis=0), np.zeros(3))
     elites = pick_elites(errors, 4)
-    choice = model.policy._mean_of(elites, judges, plans, errors, best)
+    choice = model.policy._mean_of_elites(elites, judges, plans, errors, best)
     signs = np.sign(plans[elites, np.arange(3), 0, 0])
     assert abs(signs[:, 1].sum()) < 4, "the test needs ways to both sides"
     np.testing.assert_array_equal(choice.preactivated[1], best.preactivated[1])
