@@ -97,7 +97,7 @@ def make_agent(n_members: int, n_known: int, n_updates: int, seed: int) -> RGRL:
         dropout=0.0,
         replay_buffer_kwargs={"return_in_priority": False},
         # Nothing comes after the one step of an episode, and the picture follows one plan.
-        policy_kwargs={"aim": "step", "return_weight": 0.0, "windows_per_sample": 1, "elite_share": 0.0},
+        policy_kwargs={"aim": "step", "return_weight": 0.0, "windows_per_sample": 1, "plan_temperature": 0.0},
         seed=seed,
         device="cpu",
     )
@@ -119,7 +119,7 @@ def look(agent: RGRL) -> tuple[Look, Plan]:
 
     observation = np.zeros(1, np.float32)
     plan = agent.policy.plan(observation)
-    way = np.tanh(plan.descent.path()[:, plan.elites[0, 0], 0, 0].numpy())
+    way = np.tanh(plan.descent.path()[:, plan.weights[:, 0].argmax(), 0, 0].numpy())
     promised = float(agent.policy.predict_reward(observation, plan.actions).mean())
     assert agent.replay_buffer is not None
     known = agent.replay_buffer.actions[: agent.replay_buffer.size()].copy()

@@ -52,11 +52,13 @@ class ActionCodec(ABC):
         :return: The encoded actions that would really be executed, same shape and kind of array.
         """
 
-    def mean(self, preactivated: np.ndarray) -> np.ndarray:
+    def mean(self, preactivated: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """
-        :param preactivated: Pre-activated actions, shape (k, ..., dim).
-        :return: That pre-activated action for which the mean of the k encoded ones would be executed, shape (..., dim).
-        :raises NotImplementedError: If there is none, see :attr:`has_means`.
+        :param preactivated: Pre-activated actions, shape (P, n, ..., dim).
+        :param weights: How much each counts, of any sum, shape (P, n).
+        :return: Those pre-activated actions for which the weighted mean of the P encoded ones would be executed, shape
+            (n, ..., dim).
+        :raises NotImplementedError: If there are none, see :attr:`has_means`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no means of actions")
 
@@ -113,11 +115,16 @@ class BoxCodec(ActionCodec):
         bounded: np.ndarray = np.tanh(preactivated)
         return bounded
 
-    def mean(self, preactivated: np.ndarray) -> np.ndarray:
+    def mean(self, preactivated: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """See :meth:`ActionCodec.mean`."""
-        encoded = self.execute(preactivated).mean(axis=0)
-        of_mean: np.ndarray = np.arctanh(np.clip(encoded, -self.LARGEST, self.LARGEST))
-        return of_mean
+        encoded = self.execute(preactivated).reshape(*weights.shape, -1)
+        # Weights are summed beside actions: over rows of one number alone NumPy sums in another order, and rounds otherwise,
+        # for one state than for several.
+        beside = np.concatenate([encoded, np.ones_like(encoded[..., :1])], axis=2)
+        sums = (beside * weights[..., None]).sum(axis=0)
+        means = np.clip(sums[:, :-1] / sums[:, -1:], -self.LARGEST, self.LARGEST)
+        of_means: np.ndarray = np.arctanh(means).reshape(preactivated.shape[1:])
+        return of_means
 
 
 class DiscreteCodec(ActionCodec):

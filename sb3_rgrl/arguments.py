@@ -1,5 +1,6 @@
 """Arguments of agents and policies: what cannot be is told before anything is made of it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,7 +134,7 @@ def check_policy(
     execute_steps: int | None,
     exploration_candidates: int,
     exploration_members: int | None,
-    elite_share: float,
+    plan_temperature: float,
     return_expectile: float,
     return_trust: float | None,
     return_lambda: float,
@@ -163,8 +164,8 @@ def check_policy(
         raise ValueError(f"exploration_candidates must be at least 1, got {exploration_candidates}")
     if exploration_members is not None:
         check_count("exploration_members", exploration_members, least=1)
-    if not 0.0 <= elite_share <= 1.0:
-        raise ValueError(f"elite_share must be from 0 to 1, got {elite_share}")
+    if not 0.0 <= plan_temperature < math.inf:
+        raise ValueError(f"plan_temperature must be finite and not negative, got {plan_temperature}")
     check_returns(aim, return_expectile, return_trust, return_lambda)
     if windows_per_sample is not None and windows_per_sample < 1:
         raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

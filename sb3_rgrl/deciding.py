@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -15,8 +15,9 @@ from sb3_rgrl.expecting import ExpectingPolicy
 from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
+from sb3_rgrl.mean_plans import Choice, mean_of_good
 from sb3_rgrl.observations import as_arrays
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, pick_best, pick_elites
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, mean_of_members, pick_best
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 
@@ -32,7 +33,8 @@ class Plan:
     :param error: Error of the chosen plan, mean over the ensemble, shape (n,).
     :param disagreement: Standard deviation of that error over the members, shape (n,).
     :param descent: The population on its way, to look at.
-    :param elites: Which of its plans the decision is the mean of, ascending, shape (k, n). It may be one plan k times.
+    :param weights: How much each of its plans in the end counts in the decision, shape (P, n): 1 for one of them, or the
+        weights of the mean that is executed, see ``plan_temperature``.
     """
 
     actions: np.ndarray
@@ -41,20 +43,7 @@ class Plan:
     error: np.ndarray
     disagreement: np.ndarray
     descent: Descent[Any]
-    elites: np.ndarray
-
-
-class Choice(NamedTuple):
-    """What is left of the plans for n states in the end."""
-
-    elites: np.ndarray
-    """Which plans it is the mean of, shape (k, n)."""
-    preactivated: np.ndarray
-    """Shape (n, T, action_dim)."""
-    error: np.ndarray
-    """Mean over the ensemble, shape (n,)."""
-    disagreement: np.ndarray
-    """Standard deviation over the members, shape (n,)."""
+    weights: np.ndarray
 
 
 class DecidingPolicy(ExpectingPolicy):
@@ -68,7 +57,7 @@ class DecidingPolicy(ExpectingPolicy):
     search: str
     exploration_candidates: int
     exploration_members: int | None
-    elite_share: float
+    plan_temperature: float
     warm_start: bool
     execute_steps: int | None
     n_warm_iterations: int | None
@@ -194,8 +183,9 @@ class DecidingPolicy(ExpectingPolicy):
     def _n_considered(self, deterministic: bool) -> int:
         return self.starts.n_plans if deterministic else min(self.exploration_candidates, self.starts.n_plans)
 
-    def _n_elites(self, n_considered: int) -> int:
-        return max(round(self.elite_share * n_considered), 1) if self.codec.has_means else 1
+    def _executes_means(self, deterministic: bool) -> bool:
+        # Without the noise of single plans there is less to learn from (docs/tried.md, "The mean of the best plans").
+        return deterministic and self.codec.has_means and self.plan_temperature > 0.0
 
     def _iterations_when_warm(self, n_states: int, episode_start: np.ndarray | None) -> np.ndarray | None:
         """
@@ -258,7 +248,7 @@ class DecidingPolicy(ExpectingPolicy):
         if n_considered < len(descent.preactivated):
             considered = draws.generator.permutation(len(descent.preactivated))[:n_considered]
         voters = None if generator is None else self._voters(len(states), generator)
-        return self._choose(judges, considered, voters, descent)
+        return self._choose(judges, considered, voters, descent, deterministic=generator is None)
 
     def _voters(self, n_states: int, generator: np.random.Generator) -> np.ndarray | None:
         """
@@ -319,17 +309,26 @@ class DecidingPolicy(ExpectingPolicy):
         return tensors, others
 
     def _choose(
-        self, judges: Judges[Any], considered: np.ndarray | None, voters: np.ndarray | None, descent: Descent[Any]
+        self,
+        judges: Judges[Any],
+        considered: np.ndarray | None,
+        voters: np.ndarray | None,
+        descent: Descent[Any],
+        deterministic: bool,
     ) -> Plan:
         """
         :param judges: Who judges plans.
         :param considered: Which of the plans at the end of the descent can be chosen; None: all.
         :param voters: Which members choose, see :func:`pick_best`.
         :param descent: How they came about.
-        :return: The best plan for each state, or the mean of the best, see ``elite_share``.
+        :param deterministic: Whether it may be a mean of them.
+        :return: The best plan for each state, or a mean of all of them, see ``plan_temperature``.
         """
-        candidates = descent.preactivated if considered is None else descent.preactivated[considered]
+        plans = descent.preactivated
+        candidates = plans if considered is None else plans[considered]
         errors = judges.score(candidates)
+        # Members that judge anew may do so where the last errors are.
+        of_candidates = _as_numpy(mean_of_members(errors))
         best, error, disagreement = map(_as_numpy, pick_best(errors, voters))
         if not np.isfinite(error).all():
             raise ValueError(
@@ -337,11 +336,11 @@ class DecidingPolicy(ExpectingPolicy):
                 "or action_learning_rate is far too large."
             )
         states = np.arange(len(best))
-        choice = Choice(best[None], _as_numpy(candidates[best, states]), error, disagreement)
-        n_elites = self._n_elites(len(candidates))
-        if n_elites > 1:
-            elites = pick_elites(_as_numpy(errors), n_elites, voters)
-            choice = self._mean_of_elites(elites, judges, _as_numpy(candidates), _as_numpy(errors), choice)
+        weights = np.zeros(plans.shape[:2], dtype=np.float32)
+        weights[best if considered is None else considered[best], states] = 1.0
+        choice = Choice(weights, _as_numpy(candidates[best, states]), error, disagreement)
+        if considered is None and self._executes_means(deterministic):
+            choice = mean_of_good(judges, self.codec, _as_numpy(plans), of_candidates, choice, self.plan_temperature)
         decided = choice.preactivated
         executed = self.codec.execute(decided.reshape(-1, decided.shape[-1]))
         return Plan(
@@ -351,32 +350,7 @@ class DecidingPolicy(ExpectingPolicy):
             error=choice.error,
             disagreement=choice.disagreement,
             descent=descent,
-            elites=choice.elites if considered is None else np.sort(considered[choice.elites], axis=0),
-        )
-
-    def _mean_of_elites(
-        self, elites: np.ndarray, judges: Judges[Any], candidates: np.ndarray, errors: np.ndarray, best: Choice
-    ) -> Choice:
-        """
-        :param elites: From :func:`pick_elites`, shape (k, n).
-        :param judges: Who judges plans.
-        :param candidates: Shape (P, n, T, action_dim).
-        :param errors: As each member sees them, shape (m, P, n).
-        :param best: The best plan of each state.
-        :return: The mean of the elites where it is no worse than each of them. Where it is, they may be ways to go that
-            have nothing between them, such as left and right around something, and it is the best plan alone.
-        """
-        states = np.arange(elites.shape[1])
-        mean = self.codec.mean(candidates[elites, states])
-        # Before members judge anew: errors may be a view of what they judge in.
-        worst = errors[:, elites, states].mean(axis=0).max(axis=0)
-        _, error, disagreement = map(_as_numpy, pick_best(judges.score(judges.take(mean[None]))))
-        good = error <= worst
-        return Choice(
-            np.where(good, elites, best.elites),
-            np.where(good[:, None, None], mean, best.preactivated),
-            np.where(good, error, best.error),
-            np.where(good, disagreement, best.disagreement),
+            weights=choice.weights,
         )
 
     def evaluations_per_decision(self, deterministic: bool = True) -> Evaluations:
@@ -387,8 +361,8 @@ class DecidingPolicy(ExpectingPolicy):
         """
         n_considered = self._n_considered(deterministic)
         counted = count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, n_considered)
-        # All members judge the mean once more.
-        of_mean = self.ensemble_size if self._n_elites(n_considered) > 1 else 0
+        # All members judge the mean once more, where it is good at once.
+        of_mean = self.ensemble_size if self._executes_means(deterministic) else 0
         return counted._replace(scoring=counted.scoring + of_mean)
 
 
@@ -414,7 +388,7 @@ def _side_by_side(plans: list[Plan]) -> Plan:
         error=np.concatenate([plan.error for plan in plans]),
         disagreement=np.concatenate([plan.disagreement for plan in plans]),
         descent=descent,
-        elites=np.concatenate([plan.elites for plan in plans], axis=1),
+        weights=np.concatenate([plan.weights for plan in plans], axis=1),
     )
 
 

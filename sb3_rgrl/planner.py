@@ -388,31 +388,12 @@ def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, A
         disagreement (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean = _mean_of_all(errors)
+        mean = mean_of_members(errors)
         best = _first_of_best(mean if voters is None else _mean_of(voters, errors, mean))
         states = _count_like(best)
         of_best, error = errors[:, best, states], mean[best, states]
         disagreement = (((of_best - error) ** 2).sum(0) / len(errors)) ** 0.5
     return best, error, disagreement
-
-
-def pick_elites(errors: np.ndarray, n_elites: int, voters: np.ndarray | None = None) -> np.ndarray:
-    """
-    Choose for each state the plans with the smallest errors.
-
-    :param errors: See :func:`pick_best`.
-    :param n_elites: How many of them, P at most.
-    :param voters: See :func:`pick_best`.
-    :return: Their indices, int64, ascending, so that what is summed over them does not depend on which of two equal ones is
-        the better; where fewer have an error, the best stands for the others as well. Shape (n_elites, n).
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean = _mean_of_all(errors)
-        mean = mean if voters is None else _mean_of(voters, errors, mean)
-    elites = mean.argsort(axis=0, kind="stable")[:n_elites]
-    has_error = np.isfinite(mean[elites, np.arange(mean.shape[1])])
-    ascending: np.ndarray = np.sort(np.where(has_error, elites, elites[0]), axis=0)
-    return ascending
 
 
 def _first_of_best(errors: Array) -> Array:
@@ -430,7 +411,7 @@ def _first_of_best(errors: Array) -> Array:
     return first
 
 
-def _mean_of_all(errors: Array) -> Array:
+def mean_of_members(errors: Array) -> Array:
     """
     :return: Mean error of each plan, infinite where it is not a number: that is no plan, and must not hide the others. Shape
         (P, n).

@@ -34,6 +34,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+LEAST_WEIGHT = 0.05
+"""Plans that count less than this share of the best are drawn as those that do not count at all in the mean."""
 MAX_PARTS = 6
 """Of an action of many parts, so many are drawn."""
 N_BINS = 40
@@ -67,8 +69,8 @@ def plan_trace(
     """
     Draw how a plan forms, from one iteration of the descent to the next: the return that the ensemble expects of it and of the
     others, in the units of the reward; the members' disagreement about that, its standard deviation over them; and its
-    actions over the horizon, as the planner moves them (of choices: by their probability). Where the mean of several plans is
-    executed (``elite_share``), what is expected of each of them, and the actions of the mean.
+    actions over the horizon, as the planner moves them (of choices: by their probability). Where the mean of plans is executed
+    (``plan_temperature``), what is expected of each that counts, and the actions of the mean, with the weights of the end.
 
     :param policy: The agent's policy, ``model.policy``, as it was when it planned.
     :param observation: Where the decision was taken, one observation or n of them.
@@ -85,9 +87,8 @@ def plan_trace(
     plan = policy.plan(observation) if plan is None else plan
     expected = expected_returns(policy, observation, plan, index, component)
     unit = f"reward[{component}]" if policy.reward_shape else "reward"
-    elites = np.unique(plan.elites[:, index])
-    forming = plan.descent.path()[:, elites, index].cpu()
-    executed = forming[:, 0] if len(elites) == 1 else th.from_numpy(policy.codec.mean(forming.transpose(0, 1).numpy()))
+    weights = plan.weights[:, index]
+    executed = _way_of_executed(policy, plan.descent.path()[:, :, index].cpu(), weights)
     parts = list(_parts_of(policy, executed, action_names))
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, max(3.6, 1.2 * len(parts))), constrained_layout=True)
@@ -95,8 +96,8 @@ def plan_trace(
         left, right = grid[0, 0], grid[0, 1]
         cells = left.subgridspec(2, 1, height_ratios=(4, 3))
         above, below = figure.add_subplot(cells[0, 0]), figure.add_subplot(cells[1, 0])
-        _draw_progress(above, expected.mean(axis=1), elites, f"discounted return\n(units of {unit})", "What members expect")
-        _draw_progress(below, expected.std(axis=1), elites, f"disagreement\n(units of {unit})", None)
+        _draw_progress(above, expected.mean(axis=1), weights, f"discounted return\n(units of {unit})", "What members expect")
+        _draw_progress(below, expected.std(axis=1), weights, f"disagreement\n(units of {unit})", None)
         above.legend(loc="best")
         above.tick_params(labelbottom=False)
         below.set_xlabel(STEP_NAMES[policy.search])
@@ -140,21 +141,35 @@ def expected_returns(
     return as_numpy
 
 
-def _draw_progress(axes: Axes, values: np.ndarray, elites: np.ndarray, label: str, title: str | None) -> None:
+def _way_of_executed(policy: EnsemblePolicy, path: th.Tensor, weights: np.ndarray) -> th.Tensor:
+    """
+    :param path: Pre-activated actions of each plan at each iteration, shape (iterations + 1, P, T, action_dim).
+    :param weights: How much each of the plans counts in what is executed, shape (P,).
+    :return: Those of what is executed, shape (iterations + 1, T, action_dim).
+    """
+    if weights.max() == 1.0:
+        return path[:, weights.argmax()]
+    plans = path.transpose(0, 1).numpy()
+    return th.from_numpy(policy.codec.mean(plans, np.repeat(weights[:, None], len(path), axis=1)))
+
+
+def _draw_progress(axes: Axes, values: np.ndarray, weights: np.ndarray, label: str, title: str | None) -> None:
     """
     :param values: Of each plan at each iteration, shape (iterations + 1, P).
-    :param elites: Which plans are executed, one or the mean of several.
+    :param weights: How much each of the plans counts in what is executed, shape (P,).
     """
+    # Others are not seen in the mean.
+    counting = np.flatnonzero(weights > LEAST_WEIGHT * weights.max())
     # A single point would make no line.
     marker = "o" if len(values) == 1 else None
-    for plan in (plan for plan in range(values.shape[1]) if plan not in elites):
+    for plan in (plan for plan in range(values.shape[1]) if plan not in counting):
         axes.plot(values[:, plan], color=OTHERS, linewidth=0.7, marker=marker, label=f"_plan {plan}")
     axes.plot([], [], color=OTHERS, linewidth=0.7, marker=marker, label="the other plans")
-    told = "the plan that is executed" if len(elites) == 1 else "those whose mean is executed"
-    for plan in elites:
-        width = 2.5 if len(elites) == 1 else 1.2
+    told = "the plan that is executed" if len(counting) == 1 else "those whose mean is executed"
+    for plan in counting.tolist():
+        width = 2.5 if len(counting) == 1 else 1.2
         axes.plot(values[:, plan], color=EXPECTED, linewidth=width, marker=marker, label=told)
-        told = f"_elite {plan}"
+        told = f"_counting {plan}"
     axes.set(ylabel=label, title=title or "")
 
 

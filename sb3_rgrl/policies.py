@@ -46,10 +46,11 @@ class EnsemblePolicy(DecidingPolicy):
         deterministic: the best of a few explores where the best of all would do the same again. All of them at most.
     :param exploration_members: How many members, drawn at random for each decision that is not deterministic, choose among
         these: what some believe in and others do not is tried. None: all.
-    :param elite_share: Share of the considered plans, the best ones, whose mean is executed where actions are continuous: of
-        50 plans that all do about the right thing, each does many small things for no reason, which cost effort and balance,
-        and the mean does not (docs/tried.md, "The mean of the best plans"). 0: the best alone, as of all other actions, and
-        as where members find the mean worse than each of those it is the mean of.
+    :param plan_temperature: Where actions are continuous, a deterministic decision is the mean of the plans: of 50 that all do
+        about the right thing, each does many small things for no reason, which cost effort and balance, and the mean does
+        not. This is how much worse than the best a plan may be to count 1 / e of it, in units of the members' disagreement
+        about the best, see :func:`~sb3_rgrl.mean_plans.mean_of_good`. 0: the best plan alone, as while training and of
+        choices.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
     :param action_noise_correlation: Correlation of the initial actions of one plan from step to step.
@@ -132,7 +133,7 @@ class EnsemblePolicy(DecidingPolicy):
         n_candidates: int = 50,
         exploration_candidates: int = 5,
         exploration_members: int | None = None,
-        elite_share: float = 0.2,
+        plan_temperature: float = 1.0,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
@@ -198,7 +199,7 @@ class EnsemblePolicy(DecidingPolicy):
             execute_steps=execute_steps,
             exploration_candidates=exploration_candidates,
             exploration_members=exploration_members,
-            elite_share=elite_share,
+            plan_temperature=plan_temperature,
             return_expectile=return_expectile,
             return_trust=return_trust,
             return_lambda=return_lambda,
@@ -207,7 +208,7 @@ class EnsemblePolicy(DecidingPolicy):
         # torch.split knows no integers of NumPy.
         self.ensemble_size, self.plan_horizon, self.sequence_length = map(int, (ensemble_size, plan_horizon, sequence_length))
         self.exploration_candidates, self.exploration_members = exploration_candidates, exploration_members
-        self.elite_share = elite_share
+        self.plan_temperature = plan_temperature
         self.gamma, self.dropout = gamma, dropout
         self.n_rewards, self.reward_range = n_rewards, reward_range
         self.reward_shape = reward_shape_of(n_rewards)

@@ -17,8 +17,8 @@ N_PLANS = 12
 
 @pytest.fixture(scope="module")
 def model() -> RGRL:
-    # Of one plan it can be told which it is; of the mean of some (tests/test_elites.py) not.
-    settings = {**SMALL, "n_candidates": N_PLANS, "policy_kwargs": {"elite_share": 0.0}}
+    # Of one plan it can be told which it is; of the mean of some (tests/test_mean_plans.py) not.
+    settings = {**SMALL, "n_candidates": N_PLANS, "policy_kwargs": {"plan_temperature": 0.0}}
     return RGRL("MlpEnsemblePolicy", "Pendulum-v1", seed=0, **settings).learn(100)
 
 

@@ -50,7 +50,7 @@ SHARED = {
         "action_initializer": "normal",
         "member_choice": "random",
         "warm_start": False,
-        "elite_share": 0.0,
+        "plan_temperature": 0.0,
         "execute_steps": 1,
         "windows_per_sample": 1,
         "optimizer_kwargs": {"weight_decay": 0.0, "fused": True},

@@ -414,7 +414,7 @@ def test_sampler_gives_constructor_arguments(env_id: str, n_actions: int) -> Non
         # What the zoo makes of a stored trial is what the trial had been run with.
         assert convert_rgrl_params(trial.params) == params
         # Choices have no mean.
-        assert ("elite_share" in params["policy_kwargs"]) == ("action_init_std" in params) == (n_actions > 0)
+        assert ("plan_temperature" in params["policy_kwargs"]) == ("action_init_std" in params) == (n_actions > 0)
     RGRL("MlpEnsemblePolicy", env_id, **params)
 
 

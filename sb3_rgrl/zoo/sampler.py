@@ -44,7 +44,7 @@ DEFAULT_TRIAL: dict[str, Any] = {
     "return_lambda": 1.0,
     # Of continuous actions alone
     "action_init_std": 1.0,
-    "elite_share": 0.2,
+    "plan_temperature": 1.0,
 }
 
 
@@ -65,8 +65,8 @@ def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "execute_steps": params.pop("execute_steps") or None,
         "return_lambda": params.pop("return_lambda"),
     }
-    if "elite_share" in params:
-        params["policy_kwargs"]["elite_share"] = params.pop("elite_share")
+    if "plan_temperature" in params:
+        params["policy_kwargs"]["plan_temperature"] = params.pop("plan_temperature")
     return params
 
 
@@ -116,7 +116,7 @@ def _suggest_means(trial: optuna.Trial) -> dict[str, Any]:
     """
     return {
         "action_init_std": trial.suggest_categorical("action_init_std", [0.7, 1.0, 1.4]),
-        "elite_share": trial.suggest_categorical("elite_share", [0.0, 0.1, 0.2, 0.3]),
+        "plan_temperature": trial.suggest_categorical("plan_temperature", [0.0, 0.5, 1.0, 2.0]),
     }
 
 

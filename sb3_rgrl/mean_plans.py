@@ -1,0 +1,89 @@
+"""The mean of plans that are, for all that members know, as good as the best: executed where actions are continuous."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.judges import Judges
+from sb3_rgrl.planner import pick_best
+
+# How many temperatures are tried, each half of the one before. The last weighs plans that are next to equal.
+N_TEMPERATURES = 6
+# A mean is good that is no worse than each of this share of the plans, the best ones.
+GOOD_SHARE = 0.2
+
+
+class Choice(NamedTuple):
+    """What is left of the plans for n states in the end."""
+
+    weights: np.ndarray
+    """How much each of the P plans counts in it, shape (P, n); they sum to 1."""
+    preactivated: np.ndarray
+    """Shape (n, T, action_dim)."""
+    error: np.ndarray
+    """Mean over the ensemble, shape (n,)."""
+    disagreement: np.ndarray
+    """Standard deviation over the members, shape (n,)."""
+
+
+def weigh(errors: np.ndarray, temperature: np.ndarray) -> np.ndarray:
+    """
+    Weights of path integral control (Williams, Aldrich and Theodorou 2017): exp(-(error - least error) / temperature).
+
+    :param errors: Error of each plan, infinite where it has none, shape (P, n).
+    :param temperature: What a plan may be worse than the best to count 1 / e of it, not negative, shape (n,). 0: those that
+        are as good as the best count the same, others not at all.
+    :return: Weights of which the largest is 1, shape (P, n).
+    """
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        worse = (errors - errors.min(axis=0)) / np.maximum(temperature, np.finfo(errors.dtype).tiny)
+        weights: np.ndarray = np.exp(-worse)
+    return weights
+
+
+def mean_of_good(
+    judges: Judges[Any], codec: ActionCodec, plans: np.ndarray, errors: np.ndarray, best: Choice, temperature: float
+) -> Choice:
+    """
+    Each plan does what it must and, from the noise that it began with, much that members do not mind. In the mean over plans
+    that all do what they must the rest cancels out, and with it the effort that it costs (docs/tried.md, "The mean of the best
+    plans").
+
+    How much worse a plan may be is a matter of what members know: differences that are less than what they disagree about are
+    none. Between plans that go different ways, such as left and right around something, there may be nothing: where members
+    find the mean worse than the best plans, the temperature is halved, again and again, and in the end it is the best alone.
+
+    :param judges: Who judges plans.
+    :param codec: What executes actions, of a space that has means.
+    :param plans: Pre-activated actions, shape (P, n, T, action_dim).
+    :param errors: Their errors, mean over the ensemble, infinite where there is none, shape (P, n).
+    :param best: The best plan of each state.
+    :param temperature: Of :func:`weigh`, in units of the members' disagreement about the best plan.
+    :return: The mean of the plans of each state, or the best plan.
+    """
+    choice, is_open = best, np.ones(errors.shape[1], dtype=bool)
+    n_good = max(round(GOOD_SHARE * len(errors)), 1)
+    worst_of_good = np.sort(errors, axis=0)[n_good - 1]
+    for k in range(N_TEMPERATURES):
+        weights = weigh(errors, 0.5**k * temperature * best.disagreement)
+        mean = codec.mean(plans, weights)
+        of_mean = pick_best(judges.score(judges.take(mean[None])))
+        _, error, disagreement = (_as_numpy(each) for each in of_mean)
+        good = is_open & (error <= worst_of_good)
+        choice = Choice(
+            np.where(good, weights / weights.sum(axis=0), choice.weights),
+            np.where(good[:, None, None], mean, choice.preactivated),
+            np.where(good, error, choice.error),
+            np.where(good, disagreement, choice.disagreement),
+        )
+        is_open &= ~good
+        if not is_open.any():
+            break
+    return choice
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
+    return as_numpy
