@@ -17,7 +17,7 @@ from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
 from sb3_rgrl.mean_plans import Choice, mean_of_good
 from sb3_rgrl.observations import as_arrays
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, mean_of_members, pick_best
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy, mean_of_members, pick_best
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 
@@ -165,11 +165,11 @@ class DecidingPolicy(ExpectingPolicy):
         # Without images, SB3's extractor for dicts puts parts side by side: such an agent decides as one that sees them so.
         puts_side_by_side = type(extractor) is CombinedExtractor and next(extractor.parameters(), None) is None
         if type(extractor) is FlattenExtractor or puts_side_by_side:
-            return _as_numpy(states)
+            return as_numpy(states)
         # Nets round in another way for each number of rows: their features are no key, the observation itself is.
         tensors, _ = self.obs_to_tensor(observation)
         parts = [tensors[name] for name in sorted(tensors)] if isinstance(tensors, dict) else [tensors]
-        return np.concatenate([_as_numpy(part).reshape(len(states), -1) for part in parts], axis=1)
+        return np.concatenate([as_numpy(part).reshape(len(states), -1) for part in parts], axis=1)
 
     @property
     def searcher(self) -> Search:
@@ -327,9 +327,7 @@ class DecidingPolicy(ExpectingPolicy):
         plans = descent.preactivated
         candidates = plans if considered is None else plans[considered]
         errors = judges.score(candidates)
-        # Members that judge anew may do so where the last errors are.
-        of_candidates = _as_numpy(mean_of_members(errors))
-        best, error, disagreement = map(_as_numpy, pick_best(errors, voters))
+        best, error, disagreement = map(as_numpy, pick_best(errors, voters))
         if not np.isfinite(error).all():
             raise ValueError(
                 "The error of the best plan is not finite: the observation or the members' weights are not finite, "
@@ -338,15 +336,17 @@ class DecidingPolicy(ExpectingPolicy):
         states = np.arange(len(best))
         weights = np.zeros(plans.shape[:2], dtype=np.float32)
         weights[best if considered is None else considered[best], states] = 1.0
-        choice = Choice(weights, _as_numpy(candidates[best, states]), error, disagreement)
+        choice = Choice(weights, as_numpy(candidates[best, states]), error, disagreement)
         if considered is None and self._executes_means(deterministic):
-            choice = mean_of_good(judges, self.codec, _as_numpy(plans), of_candidates, choice, self.plan_temperature)
+            # Means over members, for these may judge anew where the last errors are.
+            of_plans = as_numpy(mean_of_members(errors))
+            choice = mean_of_good(judges, self.codec, as_numpy(plans), of_plans, choice, self.plan_temperature)
         decided = choice.preactivated
         executed = self.codec.execute(decided.reshape(-1, decided.shape[-1]))
         return Plan(
             actions=self.codec.decode(executed).reshape(*decided.shape[:2], *(self.action_space.shape or ())),
             preactivated=decided,
-            error_before=_as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
+            error_before=as_numpy(descent.steps[0][1].mean(0)) if descent.steps else error,
             error=choice.error,
             disagreement=choice.disagreement,
             descent=descent,
@@ -394,8 +394,3 @@ def _side_by_side(plans: list[Plan]) -> Plan:
 
 def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
-
-
-def _as_numpy(array: Any) -> np.ndarray:
-    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
-    return as_numpy

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch as th
 
 from sb3_rgrl.actions import ActionCodec
 from sb3_rgrl.judges import Judges
-from sb3_rgrl.planner import pick_best
+from sb3_rgrl.planner import as_numpy, pick_best
 
 # How many temperatures are tried, each half of the one before. The last weighs plans that are next to equal.
 N_TEMPERATURES = 6
@@ -70,7 +69,7 @@ def mean_of_good(
         weights = weigh(errors, 0.5**k * temperature * best.disagreement)
         mean = codec.mean(plans, weights)
         of_mean = pick_best(judges.score(judges.take(mean[None])))
-        _, error, disagreement = (_as_numpy(each) for each in of_mean)
+        _, error, disagreement = (as_numpy(each) for each in of_mean)
         good = is_open & (error <= worst_of_good)
         choice = Choice(
             np.where(good, weights / weights.sum(axis=0), choice.weights),
@@ -82,8 +81,3 @@ def mean_of_good(
         if not is_open.any():
             break
     return choice
-
-
-def _as_numpy(array: Any) -> np.ndarray:
-    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
-    return as_numpy

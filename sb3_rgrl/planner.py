@@ -435,3 +435,12 @@ def _mean_of(voters: np.ndarray, errors: Array, mean_of_all: Array) -> Array:
 
 def _count_like(array: Array) -> Array:
     return th.arange(len(array), device=array.device) if isinstance(array, th.Tensor) else np.arange(len(array))
+
+
+def as_numpy(array: Any) -> np.ndarray:
+    """
+    :param array: An array of either kind.
+    :return: The same as one of NumPy, without copying where that can be.
+    """
+    of_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
+    return of_numpy

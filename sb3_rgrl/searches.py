@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch as th
 
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, initial_actions
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy, initial_actions
 
 SEARCHES = ("gradient", "cem", "shooting")
 
@@ -144,7 +144,7 @@ class RandomShooting:
         :return: The best of each search. A step is one draw of each; a later one owes nothing to those before.
         :raises ValueError: If the draws cannot be dealt out to searches.
         """
-        draws = _as_numpy(preactivated)
+        draws = as_numpy(preactivated)
         n_starts, n_states, *plan_shape = draws.shape
         population = n_starts // self.n_draws
         if population < 1 or n_starts % self.n_draws != 0:
@@ -209,7 +209,7 @@ class CemPlanner:
             drawn for a state depends on its own initial plans, not on the other states.
         :return: The last generation. A step is a generation.
         """
-        plans, steps = _as_numpy(preactivated), []
+        plans, steps = as_numpy(preactivated), []
         population, n_states, *plan_shape = plans.shape
         chosen = self._chosen(generator)
         streams = _streams_of(plans, generator)
@@ -269,10 +269,10 @@ def _judged(
     :return: Errors, shape (g, b).
     """
     if planner.member_choice != "mean":
-        return _as_numpy(error_fn(_like(plans, like), chosen))
+        return as_numpy(error_fn(_like(plans, like), chosen))
     n_groups, batch, *plan_shape = plans.shape
     everyone = np.broadcast_to(plans.reshape(1, -1, *plan_shape), (planner.n_members, n_groups * batch, *plan_shape))
-    mean: np.ndarray = _as_numpy(error_fn(_like(everyone, like), None)).mean(axis=0)
+    mean: np.ndarray = as_numpy(error_fn(_like(everyone, like), None)).mean(axis=0)
     return mean.reshape(n_groups, batch)
 
 
@@ -292,11 +292,6 @@ def _comparable(errors: np.ndarray) -> np.ndarray:
     digits, exponents = np.frexp(np.where(np.isnan(errors), np.inf, errors))
     rounded: np.ndarray = np.ldexp(np.round(digits, 4), exponents)
     return rounded
-
-
-def _as_numpy(array: Any) -> np.ndarray:
-    as_numpy: np.ndarray = array.detach().cpu().numpy() if isinstance(array, th.Tensor) else array
-    return as_numpy
 
 
 def _like(array: np.ndarray, like: Array) -> Array:
