@@ -40,10 +40,10 @@ from experiments import (
     parse_changes,
     policy_defaults,
     read_results,
-    t_interval,
     with_changes,
     write_section,
 )
+from intervals import t_interval
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy

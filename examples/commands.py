@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import Experiment, Run, run_all
+from experiments import Experiment, Run
+from running import run_all
 
 # Arguments of experiments that evaluate agents: steps of training, evaluations on the way, episodes of each and at the end.
 EVALUATION = ("steps", "evaluations", "eval_episodes", "final_episodes")

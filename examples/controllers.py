@@ -41,9 +41,9 @@ from experiments import (
     origin_of,
     parse_changes,
     read_results,
-    t_interval,
     write_section,
 )
+from intervals import t_interval
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor

@@ -31,11 +31,10 @@ from experiments import (
     parse_changes,
     policy_defaults,
     read_results,
-    t_interval,
-    welch_interval,
     with_changes,
     write_section,
 )
+from intervals import t_interval, welch_interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes

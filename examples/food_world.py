@@ -41,9 +41,9 @@ from experiments import (
     origin_of,
     parse_changes,
     read_results,
-    t_interval,
     write_section,
 )
+from intervals import t_interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats  # type: ignore[import-untyped]

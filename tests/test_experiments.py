@@ -22,6 +22,8 @@ sys.path.append(str(EXAMPLES))
 import ablations  # noqa: E402
 import experiments  # noqa: E402
 import figure2  # noqa: E402
+import intervals  # noqa: E402
+import running  # noqa: E402
 from experiments import Experiment, Result, Run  # noqa: E402
 
 from sb3_rgrl import RGRL  # noqa: E402
@@ -58,7 +60,7 @@ def experiment_in(folder, work=square, columns=("i", "value")):
 def finish(experiment, run):
     """Leave the files of a finished run."""
     experiment.folder.mkdir(exist_ok=True)
-    experiments.execute(experiment, run)
+    running.execute(experiment, run)
 
 
 # One run
@@ -72,7 +74,7 @@ def test_run_gets_its_name_when_it_is_finished(tmp_path):
         assert not (tmp_path / "a.csv").exists()
         return {"note": "done"}
 
-    experiments.execute(experiment_in(tmp_path, work), Run("a", {"x": 1}))
+    running.execute(experiment_in(tmp_path, work), Run("a", {"x": 1}))
     assert (tmp_path / "a.csv").read_text() == "i,value\n0,first\n"
     sidecar = json.loads((tmp_path / "a.json").read_text())
     assert sidecar["settings"] == {"x": 1}
@@ -89,14 +91,14 @@ def test_run_that_fails_leaves_its_rows_but_no_result(tmp_path):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        experiments.execute(experiment_in(tmp_path, work), Run("a", {}))
+        running.execute(experiment_in(tmp_path, work), Run("a", {}))
     assert not (tmp_path / "a.csv").exists()
     assert len(list(tmp_path.glob("a.csv.*.partial"))) == 1
 
 
 def test_row_of_another_length_is_refused(tmp_path):
     with pytest.raises(ValueError, match="3 values"):
-        experiments.execute(experiment_in(tmp_path, lambda settings, write_row: write_row(1, 2, 3)), Run("a", {}))
+        running.execute(experiment_in(tmp_path, lambda settings, write_row: write_row(1, 2, 3)), Run("a", {}))
 
 
 # Many runs
@@ -126,7 +128,7 @@ def test_failed_runs_are_reported_and_do_not_stop_the_others(tmp_path, monkeypat
     experiment = experiment_in(folder, work)
     runs = [Run(how, {"how": how, "log": str(log)}) for how in ("kill", "raise", "succeed")]
     threads = os.environ.get("OMP_NUM_THREADS")
-    failed = experiments.run_all(experiment, runs, jobs=3, mix=True, say=lines.append)
+    failed = running.run_all(experiment, runs, jobs=3, mix=True, say=lines.append)
 
     assert sorted(failed) == ["kill", "raise"]
     assert os.environ.get("OMP_NUM_THREADS") == threads
@@ -139,23 +141,23 @@ def test_failed_runs_are_reported_and_do_not_stop_the_others(tmp_path, monkeypat
 
     # Again: what is finished stays, and what is half-written lies aside.
     lines.clear()
-    assert experiments.unfinished(experiment, runs, mix=True, say=lines.append) == runs[:2]
+    assert running.unfinished(experiment, runs, mix=True, say=lines.append) == runs[:2]
     assert len(lines) == 1
     (half,) = (folder / "aside" / "1").glob("kill.csv.*.partial")
     assert half.read_text() == "i,value\n1,1\n"
     assert (folder / "aside" / "1" / "raise.error.txt").exists()
     assert not list(folder.glob("*.partial"))
-    assert experiments.run_all(experiment, runs[2:], jobs=1, mix=True, say=lines.append) == []
+    assert running.run_all(experiment, runs[2:], jobs=1, mix=True, say=lines.append) == []
     assert len(log.read_text().splitlines()) == 3, "a finished run must not be made again"
 
 
 def test_runs_stop_when_the_code_changes_under_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(running.signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit):
-        experiments._in_own_process(experiment_in(tmp_path), Run("a", {"n": 1}), {"code": "another"})
+        running._in_own_process(experiment_in(tmp_path), Run("a", {"n": 1}), {"code": "another"})
     assert "code was changed" in (tmp_path / "a.error.txt").read_text()
     assert not (tmp_path / "a.csv").exists()
-    experiments._in_own_process(experiment_in(tmp_path), Run("a", {"n": 1}), experiments.current_versions())
+    running._in_own_process(experiment_in(tmp_path), Run("a", {"n": 1}), experiments.current_versions())
     assert (tmp_path / "a.csv").exists()
 
 
@@ -175,7 +177,7 @@ def test_only_whole_files_count(tmp_path, damage, reason):
     finish(experiment_in(tmp_path), run)
     damage(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    todo = experiments.unfinished(experiment_in(tmp_path), [run], mix=True, say=lines.append)
+    todo = running.unfinished(experiment_in(tmp_path), [run], mix=True, say=lines.append)
     if reason is None:
         assert (todo, lines) == ([], [])
     else:
@@ -189,11 +191,11 @@ def test_results_of_other_settings_or_versions_are_set_aside(tmp_path, monkeypat
     finish(experiment, Run("a", {"n": 2, "more": {"lr": 0.1}}))
     finish(experiment, Run("b", {"n": 2}))
     other = [Run("a", {"n": 2, "more": {"lr": 0.2}}), Run("b", {"n": 2})]
-    assert experiments.unfinished(experiment, other, mix=True, say=lines.append) == []
-    assert experiments.unfinished(experiment, other, mix=False, say=lines.append) == other[:1]
+    assert running.unfinished(experiment, other, mix=True, say=lines.append) == []
+    assert running.unfinished(experiment, other, mix=False, say=lines.append) == other[:1]
     assert "lr 0.1 against 0.2" in lines[0]
-    monkeypatch.setattr(experiments, "current_versions", lambda: VERSIONS)
-    assert experiments.unfinished(experiment, other[1:], mix=False, say=lines.append) == other[1:]
+    monkeypatch.setattr(running, "current_versions", lambda: VERSIONS)
+    assert running.unfinished(experiment, other[1:], mix=False, say=lines.append) == other[1:]
     assert "another version" in lines[1]
     assert "against 'abc'" in lines[1]
     assert (tmp_path / "aside" / "1" / "a.csv").exists()
@@ -203,7 +205,7 @@ def test_results_of_other_settings_or_versions_are_set_aside(tmp_path, monkeypat
 def test_tuples_are_the_same_settings_as_lists(tmp_path):
     experiment, run = experiment_in(tmp_path), Run("a", {"n": 1, "train_freq": (1, "episode")})
     finish(experiment, run)
-    assert experiments.unfinished(experiment, [run], mix=False, say=print) == []
+    assert running.unfinished(experiment, [run], mix=False, say=print) == []
 
 
 def test_other_runs_stay_when_one_is_set_aside(tmp_path):
@@ -216,9 +218,9 @@ def test_other_runs_stay_when_one_is_set_aside(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
 def test_second_command_in_the_same_folder_is_refused(tmp_path):
-    with experiments._alone_in(tmp_path), pytest.raises(ValueError, match="Another command"):
-        experiments.run_all(experiment_in(tmp_path), [], jobs=1)
-    assert experiments.run_all(experiment_in(tmp_path), [], jobs=1) == []
+    with running._alone_in(tmp_path), pytest.raises(ValueError, match="Another command"):
+        running.run_all(experiment_in(tmp_path), [], jobs=1)
+    assert running.run_all(experiment_in(tmp_path), [], jobs=1) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -243,12 +245,12 @@ def test_ctrl_c_ends_all_processes_and_leaves_no_result(tmp_path):
 
 def test_time_left():
     lines = []
-    progress = experiments._Progress(n_runs=4, n_done=0, cost_left=40, say=lines.append)
+    progress = running._Progress(n_runs=4, n_done=0, cost_left=40, say=lines.append)
     progress.began -= 60
     progress.note(Run("a", {}, cost=10), 1, Path("nowhere"), cost_running=20)
     # 10 are done and half of 20: 20 took a minute, and 20 are left.
     assert lines == ["[0/4, 1 failed, about 1 min left] a FAILED: its process ended with exit code 1"]
-    assert [experiments.as_duration(s) for s in (59.2, 60, 3594, 3600, 7199)] == [
+    assert [running.as_duration(s) for s in (59.2, 60, 3594, 3600, 7199)] == [
         "59 s",
         "1 min",
         "1 h 00 min",
@@ -335,19 +337,19 @@ def test_intervals_are_those_of_scipy(sizes):
     a, b = rng.normal(0, 1, sizes[0]), rng.normal(2, 10, sizes[1])
     expected = stats.ttest_ind(b, a, equal_var=False)
     np.testing.assert_allclose(
-        experiments.welch_interval(a, b), (b.mean() - a.mean(), *expected.confidence_interval(0.95)), rtol=1e-9
+        intervals.welch_interval(a, b), (b.mean() - a.mean(), *expected.confidence_interval(0.95)), rtol=1e-9
     )
     for level in (0.95, 0.5):
         expected = stats.ttest_1samp(b, 0.0).confidence_interval(level)
-        np.testing.assert_allclose(experiments.t_interval(b, level), (b.mean(), *expected), rtol=1e-9)
+        np.testing.assert_allclose(intervals.t_interval(b, level), (b.mean(), *expected), rtol=1e-9)
 
 
 def test_intervals_of_few_or_equal_values():
-    assert experiments.t_interval([3.0])[0] == 3.0
-    assert np.isnan(experiments.t_interval([3.0])[1:]).all()
-    assert experiments.t_interval([500.0, 500.0, 500.0]) == (500.0, 500.0, 500.0)
-    assert experiments.welch_interval([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0, 2.0)
-    assert np.isnan(experiments.welch_interval([1.0], [3.0, 4.0])[1:]).all()
+    assert intervals.t_interval([3.0])[0] == 3.0
+    assert np.isnan(intervals.t_interval([3.0])[1:]).all()
+    assert intervals.t_interval([500.0, 500.0, 500.0]) == (500.0, 500.0, 500.0)
+    assert intervals.welch_interval([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0, 2.0)
+    assert np.isnan(intervals.welch_interval([1.0], [3.0, 4.0])[1:]).all()
 
 
 # Figure 2
@@ -362,7 +364,7 @@ def figure2_runs(episodes=3, max_steps=1000, **changes):
 def test_figure2_stops_at_its_episodes(tmp_path):
     experiment = Experiment(tmp_path, figure2.COLUMNS, figure2.run_one)
     for run in figure2_runs():
-        experiments.execute(experiment, run)
+        running.execute(experiment, run)
         result = experiments.read_result(experiment, run.name)
         assert result.column("episode").tolist() == [1, 2, 3]
         # A step of CartPole brings a reward of 1.
@@ -377,7 +379,7 @@ def test_figure2_stops_at_its_steps_and_raises_the_step_limit(tmp_path):
     assert (run.settings["env"], run.settings["step_limit"]) == ("CartPole-v1", 2000)
     # No episode of so weak an agent would get near 2,000.
     limited = Run(run.name, {**run.settings, "step_limit": 7})
-    experiments.execute(experiment, limited)
+    running.execute(experiment, limited)
     result = experiments.read_result(experiment, run.name)
     assert result.column("return").tolist() == [7.0] * 13
     assert (result.sidecar["steps"], result.sidecar["ended"]) == (95, "stopped at 95 steps")
@@ -510,7 +512,7 @@ def test_hyperparameters_are_those_of_the_file(tmp_path):
 def test_ablation_evaluates_on_the_way_and_at_the_end(tmp_path):
     (run, _) = ablations.plan_runs(["CartPole-v1"], ["warm_start"], [0], PROTOCOL, HYPERPARAMS, SMALL)
     experiment = Experiment(tmp_path, ablations.COLUMNS, ablations.run_one)
-    experiments.execute(experiment, run)
+    running.execute(experiment, run)
     result = experiments.read_result(experiment, run.name)
     assert result.column("steps", phase="curve").tolist() == [40, 40, 80, 80, 120, 120]
     assert result.column("steps", phase="final").tolist() == [120] * 3

@@ -16,6 +16,7 @@ sys.path.append(str(EXAMPLES))
 
 import experiments  # noqa: E402
 import food_world  # noqa: E402
+import running  # noqa: E402
 
 import sb3_rgrl  # noqa: E402
 from sb3_rgrl.envs.food_world import RANGE, REACH, TOP_SPEED, FoodWorld  # noqa: E402
@@ -210,7 +211,7 @@ def finished(folder, name, settings, rows, steps=0):
 
     experiment = experiments.Experiment(folder, food_world.COLUMNS, work)
     folder.mkdir(exist_ok=True)
-    experiments.execute(experiment, experiments.Run(name, settings))
+    running.execute(experiment, experiments.Run(name, settings))
     return experiments.read_result(experiment, name)
 
 
