@@ -1,4 +1,4 @@
-"""How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen, or the mean of the best."""
+"""How an ensemble decides: plans begin, are moved toward what is desired, and the best is chosen, or the mean of the good."""
 
 import math
 from collections.abc import Callable, Hashable
