@@ -35,6 +35,7 @@ from experiments import (
     write_json,
 )
 
+from sb3_rgrl.benchmark.grid import alone_in
 from sb3_rgrl.benchmark.progress import as_duration
 
 # One run
@@ -121,8 +122,7 @@ def run_all(
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    experiment.folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(experiment.folder):
+    with alone_in(experiment.folder, "--out"):
         todo = unfinished(experiment, runs, mix, say)
         progress = _Progress(len(runs), len(runs) - len(todo), sum(run.cost for run in todo), say)
         say(f"{progress.n_done} of {len(runs)} runs are finished, {len(todo)} to make, {jobs} at a time")
@@ -168,23 +168,6 @@ def _problem(experiment: Experiment, run: Run, versions: dict[str, str], mix: bo
     if mix or not (settings or changed):
         return None
     return f"made by other settings: {settings}" if settings else f"made by another version: {changed}"
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """
-    :param folder: Folder in which no second command may work: it would set aside what this one is writing.
-    :raises ValueError: If one does.
-    """
-    with open(folder / ".lock", "w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"Another command is making runs in {folder}; wait for it or give another --out") from error
-        yield
 
 
 @contextmanager

@@ -337,7 +337,7 @@ class DecidingPolicy(ExpectingPolicy):
         weights = np.zeros(plans.shape[:2], dtype=np.float32)
         weights[best if considered is None else considered[best], states] = 1.0
         choice = Choice(weights, as_numpy(candidates[best, states]), error, disagreement)
-        if considered is None and self._executes_means(deterministic):
+        if self._executes_means(deterministic):
             # Means over members, for these may judge anew where the last errors are.
             of_plans = as_numpy(mean_of_members(errors))
             choice = mean_of_good(judges, self.codec, as_numpy(plans), of_plans, choice, self.plan_temperature)

@@ -36,9 +36,11 @@ def weigh(errors: np.ndarray, temperature: np.ndarray) -> np.ndarray:
         are as good as the best count the same, others not at all.
     :return: Weights of which the largest is 1, shape (P, n).
     """
-    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         worse = (errors - errors.min(axis=0)) / np.maximum(temperature, np.finfo(errors.dtype).tiny)
         weights: np.ndarray = np.exp(-worse)
+    # Also where members disagree infinitely.
+    weights[~np.isfinite(errors)] = 0.0
     return weights
 
 

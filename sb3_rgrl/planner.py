@@ -416,7 +416,8 @@ def mean_of_members(errors: Array) -> Array:
     :return: Mean error of each plan, infinite where it is not a number: that is no plan, and must not hide the others. Shape
         (P, n).
     """
-    mean: Array = errors.sum(0) / len(errors)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        mean: Array = errors.sum(0) / len(errors)
     mean[mean != mean] = math.inf
     return mean
 

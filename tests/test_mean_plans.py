@@ -90,7 +90,9 @@ def test_weights_without_temperature_are_those_of_the_best():
 
 def test_plans_without_an_error_do_not_count():
     errors = np.array([[np.inf], [1.0], [1.5]], dtype=np.float32)
-    assert weigh(errors, np.full(1, 1e6, dtype=np.float32))[0, 0] == 0.0
+    for temperature in (1e6, np.inf):
+        weights = weigh(errors, np.full(1, temperature, dtype=np.float32))
+        np.testing.assert_allclose(weights[:, 0], [0.0, 1.0, 1.0], rtol=1e-6)
 
 
 # Decisions
@@ -104,21 +106,24 @@ def test_mean_of_plans_is_decided(model, fast_gradients):
     policy.fast_gradients = True
     plans = np.asarray(plan.descent.preactivated)
     scores = scores_of(model, OBSERVATIONS, plans)
-    errors, best, states = scores.mean(axis=0), scores.mean(axis=0).argmin(axis=0), np.arange(3)
-    allowed = policy.plan_temperature * scores[:, best, states].std(axis=0)
-    of_mean = scores_of(model, OBSERVATIONS, plan.preactivated[None])[:, 0]
+    errors, states = scores.mean(axis=0), np.arange(3)
+    best = errors.argmin(axis=0)
+    disagreement, bound = scores[:, best, states].std(axis=0), np.sort(errors, axis=0)[3]
     for i in range(3):
+        # The hottest mean that is no worse than each of the best fifth.
         for halvings in range(N_TEMPERATURES):
-            temperature = allowed[i] * 0.5**halvings
+            temperature = policy.plan_temperature * disagreement[i] * 0.5**halvings
             weights = np.exp(-(errors[:, i] - errors[best[i], i]) / temperature)
             expected = np.average(np.tanh(plans[:, i]), axis=0, weights=weights)
-            if np.allclose(np.tanh(plan.preactivated[i]), expected, rtol=1e-3, atol=1e-3):
+            mean = np.arctanh(expected)[None, None].astype(np.float32)
+            if scores_of(model, OBSERVATIONS[i : i + 1], mean).mean() <= bound[i]:
                 break
         else:
-            pytest.fail("it is a mean of no temperature")
+            pytest.fail("the test needs means that are good")
         np.testing.assert_allclose(plan.weights[:, i], weights / weights.sum(), rtol=1e-2, atol=1e-4)
-        assert of_mean[:, i].mean() <= np.sort(errors[:, i])[3] + 1e-4, "worse than each of the best fifth"
         np.testing.assert_allclose(plan.actions[i], 2.0 * expected, atol=2e-3)
+    assert (plan.weights.max(axis=0) < 0.9).all(), "the test needs means of more than one plan"
+    of_mean = scores_of(model, OBSERVATIONS, plan.preactivated[None])[:, 0]
     # What is told of the plan is told of the mean, not of one of those it is the mean of.
     np.testing.assert_allclose(plan.error, of_mean.mean(axis=0), rtol=1e-3)
     np.testing.assert_allclose(plan.disagreement, of_mean.std(axis=0), rtol=1e-2, atol=1e-5)

@@ -298,9 +298,11 @@ def settle(folder: Path, asked: RunInfo, how: str) -> RunInfo:
 
 
 @contextmanager
-def alone_in(results: Path) -> Iterator[None]:
+def alone_in(results: Path, option: str = "--results") -> Iterator[None]:
     """
-    :param results: Folder of the results, made if needed, in which no second command may work meanwhile.
+    :param results: Folder of the results, made if needed, in which no second command may work meanwhile: it would set aside
+        what this one is writing.
+    :param option: Option of the command that names it.
     :raises ValueError: If one does.
     """
     results.mkdir(parents=True, exist_ok=True)
@@ -311,5 +313,5 @@ def alone_in(results: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(f"Another command makes runs in {results}; wait for it or give another --results") from error
+                raise ValueError(f"Another command makes runs in {results}; wait for it or give another {option}") from error
         yield
