@@ -18,7 +18,8 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from ablations import COLUMNS, baseline_of, check_protocol, final_return, run_one
+from ablation_tables import final_return
+from ablations import COLUMNS, baseline_of, check_protocol, run_one
 from commands import EVALUATION, add_evaluation_options, add_file, make_commands, run_command, run_main, seeds_of
 from experiments import (
     ROOT,
