@@ -96,7 +96,8 @@ class EnsemblePolicy(DecidingPolicy):
     :param compile_losses: Whether what members learn by is compiled by ``torch.compile`` when they first learn: updates take
         two thirds of the time. Compiling takes about half a minute, some seconds where it was done before, and needs a C++
         compiler, see docs/performance.md.
-    :param net_arch: Widths of the members' hidden layers; None: the default of their kind.
+    :param net_arch: Widths of the members' hidden layers; None: the default of their kind, for perceptrons two layers of 64,
+        or of 128 where a state has more than 16 elements (but not of features that are learned).
     :param activation_fn: Activation function of the members; None: the default of their kind.
     :param weight_initializer: How their weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param member_kwargs: Further arguments of their class, such as ``n_heads`` of
@@ -114,6 +115,9 @@ class EnsemblePolicy(DecidingPolicy):
 
     member_kind: ClassVar[str] = "mlp"
     default_net_arch: ClassVar[tuple[int, ...]] = (64, 64)
+    # More joints, more that members must know: of wide states they have more units (docs/tried.md, "Members of wide states").
+    WIDE_STATE: ClassVar[int] = 16
+    wide_net_arch: ClassVar[tuple[int, ...]] = (128, 128)
     default_activation_fn: ClassVar[type[nn.Module]] = nn.SiLU
     # Members that learn the same few returns again and again learn them by heart; weights that fade keep to what is common.
     WEIGHT_DECAY: ClassVar[float] = 0.1
@@ -218,7 +222,6 @@ class EnsemblePolicy(DecidingPolicy):
         self.fast_gradients, self.compile_planning, self.compile_losses = fast_gradients, compile_planning, compile_losses
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
-        self.net_arch = list(self.default_net_arch if net_arch is None else net_arch)
         self.activation_fn = activation_fn or self.default_activation_fn
         self.weight_initializer = weight_initializer
         self.member_kwargs, self.member_groups = member_kwargs, member_groups
@@ -226,7 +229,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.starts = PlanStarts(
             n_candidates, plan_horizon, self.codec.dim, action_initializer, action_init_std, action_noise_correlation
         )
-        self._make_members(action_repeat)
+        self._make_members(net_arch, action_repeat)
         # Features that are learned cost a pass for each state of a sample.
         n_actions = 1 if self.learns_features else self.ACTIONS_PER_SAMPLE
         self.windows_per_sample = windows_per_sample or math.ceil(n_actions / sequence_length)
@@ -251,10 +254,11 @@ class EnsemblePolicy(DecidingPolicy):
         fused = {"fused": True}
         return {**fused, "weight_decay": cls.WEIGHT_DECAY} if optimizer_class is th.optim.AdamW else fused
 
-    def _make_members(self, action_repeat: int | None) -> None:
+    def _make_members(self, net_arch: Sequence[int] | None, action_repeat: int | None) -> None:
         """
         Make what turns observations into states, the units of these, and the ensemble that expects them.
 
+        :param net_arch: See the constructor.
         :param action_repeat: See the constructor.
         """
         self.features_extractor = self.make_features_extractor()
@@ -264,6 +268,10 @@ class EnsemblePolicy(DecidingPolicy):
             and not is_image_space(self.observation_space)
         )
         self.scales = Scales(self.features_extractor.features_dim, self.reward_shape, action_repeat)
+        # Features that are learned have a net of their own.
+        is_wide = self.features_extractor.features_dim > self.WIDE_STATE and not self.learns_features
+        usual_net_arch = self.wide_net_arch if is_wide else self.default_net_arch
+        self.net_arch = list(usual_net_arch if net_arch is None else net_arch)
         self.ensemble = make_ensemble(
             self.member_kind,
             self.ensemble_size,
@@ -374,6 +382,7 @@ class RnnEnsemblePolicy(EnsemblePolicy):
 
     member_kind = "rnn"
     default_net_arch = (64,)
+    wide_net_arch = (64,)
     default_activation_fn = nn.Tanh
 
 
@@ -393,6 +402,7 @@ class AttentionEnsemblePolicy(EnsemblePolicy):
     """Ensemble policy whose members are causal transformers over state and actions, see :class:`EnsemblePolicy`."""
 
     member_kind = "attention"
+    wide_net_arch = EnsemblePolicy.default_net_arch
 
 
 class CnnEnsemblePolicy(MlpEnsemblePolicy):

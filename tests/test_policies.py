@@ -107,6 +107,30 @@ def test_defaults_of_each_kind(name):
     assert model.replay_buffer.milestone_every == SMALL["sequence_length"] // milestones
 
 
+@pytest.mark.parametrize(("n_elements", "width"), [(16, 64), (17, 128)])
+def test_perceptrons_of_wide_states_have_more_units(n_elements, width):
+    space = gym.spaces.Box(-1, 1, (n_elements,))
+    policy = sb3_rgrl.MlpEnsemblePolicy(space, gym.spaces.Discrete(2), lambda _: 1e-3)
+    assert policy.net_arch == [width, width]
+    assert (5, width, width) in {tuple(parameter.shape) for parameter in policy.ensemble.parameters()}
+    # Asked for, they are what was asked for; and members of other kinds were not measured.
+    small = sb3_rgrl.MlpEnsemblePolicy(space, gym.spaces.Discrete(2), lambda _: 1e-3, net_arch=[])
+    assert small.net_arch == []
+    assert sb3_rgrl.GruEnsemblePolicy(space, gym.spaces.Discrete(2), lambda _: 1e-3).net_arch == [64]
+    assert sb3_rgrl.AttentionEnsemblePolicy(space, gym.spaces.Discrete(2), lambda _: 1e-3).net_arch == [64, 64]
+
+
+def test_features_that_are_learned_are_no_wide_states():
+    class Many(LearnedFeatures):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self._features_dim, self.linear = 17, nn.Linear(4, 17)
+
+    model = make_model(policy_kwargs={"features_extractor_class": Many})
+    assert model.policy.net_arch == [64, 64]
+    assert model.policy.scales.state.mean.shape == (17,)
+
+
 @each_policy
 def test_plan_and_predict_reward(name):
     model = make_model(name).learn(120)

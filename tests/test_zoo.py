@@ -428,7 +428,6 @@ def test_second_trial_has_the_defaults(n_actions: int) -> None:
     policy_kwargs = second.pop("policy_kwargs")
     assert second.pop("train_freq") == defaults["train_freq"].default[0]
     assert second == {name: defaults[name].default for name in second}
-    assert tuple(policy_kwargs.pop("net_arch")) == MlpEnsemblePolicy.default_net_arch
     assert policy_kwargs == {name: in_policy[name].default for name in policy_kwargs}
     # Once, and nothing is left that waits for its turn.
     assert [trial.user_attrs.get("defaults", False) for trial in study.trials] == [False, True, False, False, False]

@@ -17,7 +17,9 @@ from typing import Any
 
 import optuna
 
-NET_ARCHS: dict[str, list[int]] = {
+# "default": by the width of the state.
+NET_ARCHS: dict[str, list[int] | None] = {
+    "default": None,
     "small": [64, 64],
     "medium": [128, 128],
 }
@@ -33,7 +35,7 @@ DEFAULT_TRIAL: dict[str, Any] = {
     "ensemble_size": 5,
     "learning_starts": 200,
     "updates_per_step": 1.0,
-    "net_arch": "small",
+    "net_arch": "default",
     "plan_horizon": 20,
     "action_repeat": 0,
     "n_plan_iterations": 6,
@@ -61,7 +63,7 @@ def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     params["gradient_steps"] = max(1, round(TRAIN_FREQ * params.pop("updates_per_step")))
     params["action_repeat"] = params["action_repeat"] or None
     params["policy_kwargs"] = {
-        "net_arch": list(NET_ARCHS[params.pop("net_arch")]),
+        "net_arch": NET_ARCHS[params.pop("net_arch")],
         "execute_steps": params.pop("execute_steps") or None,
         "return_lambda": params.pop("return_lambda"),
     }
