@@ -22,6 +22,7 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
+from sb3_rgrl import RGRL
 from sb3_rgrl.benchmark import executors, grid, one_run, origin, peers, protocol, results
 from sb3_rgrl.benchmark.__main__ import main
 from sb3_rgrl.benchmark.grid import Grid
@@ -163,6 +164,34 @@ def test_nothing_is_no_frame_and_slashes_are_no_folders(tmp_path):
     assert len(results.load_results(tmp_path)) == 0
     assert results.load_runs(tmp_path) == []
     assert results.run_folder(tmp_path, "ALE/Pong-v5", "dqn", 3) == tmp_path / "ALE--Pong-v5" / "dqn" / "seed-3"
+
+
+def test_agents_are_saved_where_that_is_asked_for(tmp_path):
+    wanted = changed(variants=["random", "rgrl"], seeds=[0], n_evaluations=2, save_agents=True)
+    made, failed, _ = make(tmp_path, wanted)
+    assert (len(made), failed) == (2, [])
+    agents = {name: tmp_path / ENV_ID / name / "seed-0" / "agents" for name in wanted.variants}
+    assert not agents["random"].exists()
+    assert sorted(path.name for path in agents["rgrl"].iterdir()) == ["20.zip", "40.zip"]
+    assert [RGRL.load(agents["rgrl"] / f"{steps}.zip").num_timesteps for steps in (20, 40)] == [20, 40]
+    # They learn the same.
+    make(tmp_path / "without", dataclasses.replace(wanted, variants=["rgrl"], save_agents=False))
+    found, without = results.load_results(tmp_path), results.load_results(tmp_path / "without")
+    assert found[found["variant"] == "rgrl"]["return"].tolist() == without["return"].tolist()
+    # A run that is made anew does not keep those of the one before.
+    edit(agents["rgrl"].parent, status="running", save_agents=False)
+    one_run.execute(agents["rgrl"].parent, os.getppid())
+    assert not agents["rgrl"].exists()
+
+
+def test_statistics_of_normalisation_are_saved_with_the_agent(tmp_path):
+    wanted = changed(env_ids=["Pendulum-v1"], variants=["a2c"], seeds=[0], n_timesteps=160, n_evaluations=1, save_agents=True)
+    assert make(tmp_path, wanted)[1] == []
+    # Of the evaluation on the way, and of the end: a block of steps is finished in between.
+    found = sorted((tmp_path / "Pendulum-v1" / "a2c" / "seed-0" / "agents").glob("*.pkl"), key=lambda path: int(path.stem))
+    counts = [VecNormalize.load(str(path), make_vec_env("Pendulum-v1")).obs_rms.count for path in found]
+    assert 100 < counts[0] < counts[-1]
+    assert all(path.with_suffix(".zip").exists() for path in found)
 
 
 # What is made again

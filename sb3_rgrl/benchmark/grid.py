@@ -49,6 +49,7 @@ class Grid:
     :param n_eval_episodes: Episodes of each.
     :param n_final_episodes: Episodes of the evaluation at the end.
     :param command: The command line.
+    :param save_agents: Whether agents are saved at each evaluation; finished runs are not made again for it.
     """
 
     env_ids: Sequence[str]
@@ -60,6 +61,7 @@ class Grid:
     n_eval_episodes: int = 20
     n_final_episodes: int = 100
     command: str = ""
+    save_agents: bool = False
 
 
 @dataclass
@@ -156,6 +158,7 @@ def _run_of(grid: Grid, env_id: str, name: str, env: gym.Env[Any, Any]) -> RunIn
         command=grid.command,
         status="skipped" if reason else "running",
         reason=reason,
+        save_agents=grid.save_agents,
     )
 
 

@@ -6,6 +6,7 @@ reason and standard error the traceback.
 """
 
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,11 +19,13 @@ from typing import TextIO
 
 import gymnasium as gym
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_rgrl.benchmark import origin
-from sb3_rgrl.benchmark.peers import VARIANTS, hyperparameters_of, make_contestant
+from sb3_rgrl.benchmark.peers import VARIANTS, Contestant, hyperparameters_of, make_contestant
 from sb3_rgrl.benchmark.protocol import N_EVAL_ENVS, Evaluations, ends_with
 from sb3_rgrl.benchmark.results import (
+    AGENTS_FOLDER,
     EVALUATIONS_FILE,
     PLAIN_EVALUATIONS_FILE,
     RunInfo,
@@ -59,6 +62,7 @@ def execute(folder: Path, parent: int, mix_versions: bool = False, patience: flo
         info = read_run(folder)
         for name in (EVALUATIONS_FILE, PLAIN_EVALUATIONS_FILE):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / AGENTS_FOLDER, ignore_errors=True)
         asked = versions_of(info)
         info.versions, info.machine, info.started = origin.current_versions(), origin.machine(), now()
         info.status, info.finished, info.reason, info.n_rows = "running", None, "", 0
@@ -93,6 +97,8 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         write_evaluations(folder, rows)
         info.n_rows = len(rows)
         write_run(folder, info)
+        if info.save_agents:
+            _save_agent(contestant, folder / AGENTS_FOLDER)
 
     with tempfile.TemporaryDirectory() as scratch:
         contestant = make_contestant(info, N_EVAL_ENVS, Path(scratch))
@@ -100,6 +106,22 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         contestant.learn(evaluations)
         evaluations.evaluate(info.n_final_episodes, final=True)
         contestant.eval_env.close()
+
+
+def _save_agent(contestant: Contestant, folder: Path) -> None:
+    """
+    :param contestant: Whose agent to save, and how observations are normalised for it, as SB3 saves them; the simple ones of
+        the suite have nothing to save.
+    :param folder: Gets ``<steps>.zip``, and ``<steps>.pkl`` where there is a ``VecNormalize``.
+    """
+    model = contestant.model
+    if not isinstance(model, BaseAlgorithm):
+        return
+    folder.mkdir(exist_ok=True)
+    model.save(folder / f"{model.num_timesteps}.zip")
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(folder / f"{model.num_timesteps}.pkl"))
 
 
 @contextmanager

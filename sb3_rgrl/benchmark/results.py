@@ -25,6 +25,8 @@ RUN_FILE = "run.json"
 EVALUATIONS_FILE = "evaluations.csv.gz"
 PLAIN_EVALUATIONS_FILE = "evaluations.csv"
 """The same unpacked, which is read as well."""
+AGENTS_FOLDER = "agents"
+"""The agent as it was at each evaluation, where that was asked for."""
 OUTPUT_FILE = "output.txt"
 """What the process printed, its traceback at the end; kept where the run failed."""
 
@@ -85,6 +87,7 @@ class RunInfo:
     :param reason: Why it failed or was skipped.
     :param n_rows: Rows in the file of evaluations; one that has fewer is damaged.
     :param protocol: See :data:`PROTOCOL`.
+    :param save_agents: Whether the agent is saved at each evaluation.
     """
 
     env_id: str
@@ -106,6 +109,7 @@ class RunInfo:
     reason: str = ""
     n_rows: int = 0
     protocol: int = PROTOCOL
+    save_agents: bool = False
 
     @property
     def name(self) -> str:
@@ -193,7 +197,8 @@ def read_run(folder: Path) -> RunInfo:
         raise DamagedResultError(f"{path} has the status {info.status!r}, which is none of {', '.join(STATUSES)}")
     for entry in dataclasses.fields(RunInfo):
         value = getattr(info, entry.name)
-        if not isinstance(value, KINDS[entry.name]) or isinstance(value, bool):
+        # To Python, True is a number as well.
+        if not isinstance(value, KINDS[entry.name]) or (isinstance(value, bool) and KINDS[entry.name] is not bool):
             raise DamagedResultError(f"{path} has {entry.name} {value!r}, which is not of the type {entry.type}")
     return info
 

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, help="runs at the same time (default: one for each core, on a cluster all)")
     add("--executor", default="local", help="local, ray or submitit (default: %(default)s)")
     add("--executor-option", nargs="+", default=[], metavar="NAME=VALUE", help="for ray.init or submitit, e.g. address=auto")
+    add("--save-agents", action="store_true", help="save the agent at each evaluation, beside its evaluations")
     add("--mix-versions", action="store_true", help="keep finished runs of other versions beside the new ones")
 
 
@@ -105,6 +106,7 @@ def grid_of(arguments: argparse.Namespace) -> Any:
         n_eval_episodes=arguments.eval_episodes,
         n_final_episodes=arguments.final_episodes,
         command=arguments.command_line,
+        save_agents=arguments.save_agents,
     )
 
 
