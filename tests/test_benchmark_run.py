@@ -167,13 +167,16 @@ def test_nothing_is_no_frame_and_slashes_are_no_folders(tmp_path):
 
 
 def test_agents_are_saved_where_that_is_asked_for(tmp_path):
-    wanted = changed(variants=["random", "rgrl"], seeds=[0], n_evaluations=2, save_agents=True)
+    # Of 320 steps 200 are before it learns.
+    wanted = changed(variants=["random", "rgrl"], seeds=[0], n_timesteps=320, n_evaluations=2, save_agents=True)
     made, failed, _ = make(tmp_path, wanted)
     assert (len(made), failed) == (2, [])
     agents = {name: tmp_path / ENV_ID / name / "seed-0" / "agents" for name in wanted.variants}
     assert not agents["random"].exists()
-    assert sorted(path.name for path in agents["rgrl"].iterdir()) == ["20.zip", "40.zip"]
-    assert [RGRL.load(agents["rgrl"] / f"{steps}.zip").num_timesteps for steps in (20, 40)] == [20, 40]
+    assert sorted(path.name for path in agents["rgrl"].iterdir()) == ["160.zip", "320.zip"]
+    before, after = (RGRL.load(agents["rgrl"] / f"{steps}.zip") for steps in (160, 320))
+    assert (before.num_timesteps, after.num_timesteps) == (160, 320)
+    assert before._n_updates == 0 < after._n_updates
     # They learn the same.
     make(tmp_path / "without", dataclasses.replace(wanted, variants=["rgrl"], save_agents=False))
     found, without = results.load_results(tmp_path), results.load_results(tmp_path / "without")
