@@ -28,7 +28,8 @@ from torch.nn import functional as F
 
 from sb3_rgrl.ensemble import MlpEnsemble
 from sb3_rgrl.files import atomic_write
-from sb3_rgrl.planner import GradientFn, MwmSgdPlanner, by_autograd, initial_actions
+from sb3_rgrl.planner import GradientFn, MwmSgdPlanner, by_autograd
+from sb3_rgrl.starts import initial_actions
 
 Array = np.ndarray[Any, Any]
 

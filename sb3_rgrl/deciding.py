@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 
+from sb3_rgrl.choosing import mean_of_members, pick_best
 from sb3_rgrl.court import Court, Draws
 from sb3_rgrl.execution import go_on, left_of
 from sb3_rgrl.expecting import ExpectingPolicy
@@ -17,7 +18,7 @@ from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
 from sb3_rgrl.mean_plans import Choice, mean_of_good
 from sb3_rgrl.observations import as_arrays
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy, mean_of_members, pick_best
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
 from sb3_rgrl.starts import PlanStarts
 

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.choosing import pick_best
 from sb3_rgrl.judges import Judges
-from sb3_rgrl.planner import as_numpy, pick_best
+from sb3_rgrl.planner import as_numpy
 
 # How many temperatures are tried, each half of the one before. The last weighs plans that are next to equal.
 N_TEMPERATURES = 6

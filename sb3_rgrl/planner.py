@@ -5,7 +5,6 @@ which way they get worse. Plans are torch tensors or NumPy arrays; the arithmeti
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -14,10 +13,6 @@ import torch as th
 
 ACTION_OPTIMIZERS = ("adam", "sgd")
 MEMBER_CHOICES = ("random", "cyclic", "mean")
-ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
-
-# Errors that differ by less, in relation to their size, differ by rounding: some units of the last place of float32.
-TIE = 1e-6
 
 Array = TypeVar("Array", th.Tensor, np.ndarray)
 # An order of the plans, and the one that brings them back.
@@ -320,122 +315,6 @@ def _repeat(array: Array, times: int) -> Array:
     """
     shape = (times, *array.shape[1:])
     return array.expand(shape) if isinstance(array, th.Tensor) else np.broadcast_to(array, shape)
-
-
-def initial_actions(
-    kind: str, shape: Sequence[int], std: float, correlation: float, generator: np.random.Generator
-) -> np.ndarray:
-    """
-    Noise to begin plans with; its sigma^2 plays the part of epsilon in epsilon-greedy exploration.
-
-    - ``"normal"``: normal with standard deviation ``std``.
-    - ``"uniform"``, the paper: uniform on [-sqrt(3) std, sqrt(3) std], whose standard deviation is ``std``. With
-      ``correlation`` c > 0 that holds for the first action alone. Later ones are weighted sums of uniform numbers: of
-      the same variance, but closer to normal the larger c, and within
-      sqrt(3) std sqrt((1 + c) / (1 - c)) instead.
-    - ``"xavier"``: normal with the standard deviation std sqrt(2 / (T + action_dim)), the initialisation of Glorot and
-      Bengio (2010) for a plan seen as a T x action_dim matrix.
-    - ``"zero"``: no noise; all plans of a state are the same.
-
-    :param kind: One of ``ACTION_INITIALIZERS``.
-    :param shape: P plans for each of n states, (P, n, T, action_dim).
-    :param std: Standard deviation sigma, of ``"xavier"`` a factor on its own one.
-    :param correlation: Correlation c of neighbouring actions of one plan, in [0, 1): a_k = c a_(k-1) + sqrt(1 - c^2) e_k,
-        AR(1) noise, which leaves the variance as it is.
-    :param generator: Source of the draws.
-    :return: Pre-activated actions, float32.
-    :raises ValueError: If a parameter is out of its range.
-    """
-    if kind not in ACTION_INITIALIZERS:
-        raise ValueError(f"The initial actions must be one of {ACTION_INITIALIZERS}, got {kind!r}")
-    if len(shape) != 4 or min(shape) < 1:
-        raise ValueError(
-            f"The shape of the initial actions must be (P, n, T, action_dim), each at least 1, got {tuple(shape)}"
-        )
-    if not (std >= 0 and math.isfinite(std)):
-        raise ValueError(f"The standard deviation of the initial actions must be finite and not negative, got {std}")
-    if not 0 <= correlation < 1:
-        raise ValueError(f"The correlation of the initial actions must be at least 0 and less than 1, got {correlation}")
-    noise = _white_noise(kind, shape, std, generator)
-    if correlation > 0.0:
-        noise[:, :, 1:] *= math.sqrt(1.0 - correlation**2)
-        for k in range(1, shape[2]):
-            noise[:, :, k] += correlation * noise[:, :, k - 1]
-    return noise
-
-
-def _white_noise(kind: str, shape: Sequence[int], std: float, generator: np.random.Generator) -> np.ndarray:
-    """
-    :return: Initial actions that do not depend on each other, see :func:`initial_actions`.
-    """
-    horizon, action_dim = shape[2:]
-    if kind == "zero":
-        return np.zeros(shape, np.float32)
-    if kind == "uniform":
-        return (generator.random(shape, dtype=np.float32) * 2.0 - 1.0) * (math.sqrt(3.0) * std)
-    noise = generator.standard_normal(shape, dtype=np.float32)
-    noise *= std * math.sqrt(2.0 / (horizon + action_dim)) if kind == "xavier" else std
-    return noise
-
-
-def pick_best(errors: Array, voters: np.ndarray | None = None) -> tuple[Array, Array, Array]:
-    """
-    Choose for each state the plan with the smallest error, averaged over the whole ensemble or over some members.
-
-    :param errors: Error of executable plans for every member, shape (m, P, n).
-    :param voters: Which members choose for each state, int64, shape (k, n); None: all.
-    :return: The index p of the best plan, its mean error over all members, infinite where no plan has one, and their
-        disagreement (standard deviation of their errors), each of shape (n,) and of the same kind as the errors.
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean = mean_of_members(errors)
-        best = _first_of_best(mean if voters is None else _mean_of(voters, errors, mean))
-        states = _count_like(best)
-        of_best, error = errors[:, best, states], mean[best, states]
-        disagreement = (((of_best - error) ** 2).sum(0) / len(errors)) ** 0.5
-    return best, error, disagreement
-
-
-def _first_of_best(errors: Array) -> Array:
-    """
-    Plans of the same actions are equally good, but for rounding, which differs from processor to processor and with the place
-    of a plan among the others: the first of them is taken, so that rounding does not choose.
-
-    :param errors: Error of each plan, shape (P, n).
-    :return: Index of the best, shape (n,).
-    """
-    least = errors[errors.argmin(0), _count_like(errors[0])]
-    # Torch finds the first of the largest among numbers, not among yes and no.
-    is_best: Any = errors <= least + TIE * abs(least)
-    first: Array = (is_best * 1).argmax(0)
-    return first
-
-
-def mean_of_members(errors: Array) -> Array:
-    """
-    :return: Mean error of each plan, infinite where it is not a number: that is no plan, and must not hide the others. Shape
-        (P, n).
-    """
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        mean: Array = errors.sum(0) / len(errors)
-    mean[mean != mean] = math.inf
-    return mean
-
-
-def _mean_of(voters: np.ndarray, errors: Array, mean_of_all: Array) -> Array:
-    """
-    :return: Mean error of each plan as some members see it, where it has one for all, shape (P, n). See :func:`pick_best`.
-    """
-    states = np.arange(voters.shape[1])
-    # Indices that are arrays lead: (k, n, P).
-    by_state = errors[voters, :, states].sum(0) / len(voters)
-    mean: Array = by_state.T
-    mean[mean_of_all == math.inf] = math.inf
-    return mean
-
-
-def _count_like(array: Array) -> Array:
-    return th.arange(len(array), device=array.device) if isinstance(array, th.Tensor) else np.arange(len(array))
 
 
 def as_numpy(array: Any) -> np.ndarray:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch as th
 
-from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy, initial_actions
+from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy
+from sb3_rgrl.starts import initial_actions
 
 SEARCHES = ("gradient", "cem", "shooting")
 

@@ -1,11 +1,13 @@
 """Where plans start from: from noise, and from what was planned a step before."""
 
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_rgrl.planner import initial_actions
+ACTION_INITIALIZERS = ("normal", "uniform", "xavier", "zero")
 
 
 @dataclass(frozen=True)
@@ -74,3 +76,59 @@ class PlanStarts:
             begins = np.asarray(episode_start, dtype=bool)
             plans[:n_warm, begins] = fresh[:n_warm, begins]
         return plans
+
+
+def initial_actions(
+    kind: str, shape: Sequence[int], std: float, correlation: float, generator: np.random.Generator
+) -> np.ndarray:
+    """
+    Noise to begin plans with; its sigma^2 plays the part of epsilon in epsilon-greedy exploration.
+
+    - ``"normal"``: normal with standard deviation ``std``.
+    - ``"uniform"``, the paper: uniform on [-sqrt(3) std, sqrt(3) std], whose standard deviation is ``std``. With
+      ``correlation`` c > 0 that holds for the first action alone. Later ones are weighted sums of uniform numbers: of
+      the same variance, but closer to normal the larger c, and within
+      sqrt(3) std sqrt((1 + c) / (1 - c)) instead.
+    - ``"xavier"``: normal with the standard deviation std sqrt(2 / (T + action_dim)), the initialisation of Glorot and
+      Bengio (2010) for a plan seen as a T x action_dim matrix.
+    - ``"zero"``: no noise; all plans of a state are the same.
+
+    :param kind: One of ``ACTION_INITIALIZERS``.
+    :param shape: P plans for each of n states, (P, n, T, action_dim).
+    :param std: Standard deviation sigma, of ``"xavier"`` a factor on its own one.
+    :param correlation: Correlation c of neighbouring actions of one plan, in [0, 1): a_k = c a_(k-1) + sqrt(1 - c^2) e_k,
+        AR(1) noise, which leaves the variance as it is.
+    :param generator: Source of the draws.
+    :return: Pre-activated actions, float32.
+    :raises ValueError: If a parameter is out of its range.
+    """
+    if kind not in ACTION_INITIALIZERS:
+        raise ValueError(f"The initial actions must be one of {ACTION_INITIALIZERS}, got {kind!r}")
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(
+            f"The shape of the initial actions must be (P, n, T, action_dim), each at least 1, got {tuple(shape)}"
+        )
+    if not (std >= 0 and math.isfinite(std)):
+        raise ValueError(f"The standard deviation of the initial actions must be finite and not negative, got {std}")
+    if not 0 <= correlation < 1:
+        raise ValueError(f"The correlation of the initial actions must be at least 0 and less than 1, got {correlation}")
+    noise = _white_noise(kind, shape, std, generator)
+    if correlation > 0.0:
+        noise[:, :, 1:] *= math.sqrt(1.0 - correlation**2)
+        for k in range(1, shape[2]):
+            noise[:, :, k] += correlation * noise[:, :, k - 1]
+    return noise
+
+
+def _white_noise(kind: str, shape: Sequence[int], std: float, generator: np.random.Generator) -> np.ndarray:
+    """
+    :return: Initial actions that do not depend on each other, see :func:`initial_actions`.
+    """
+    horizon, action_dim = shape[2:]
+    if kind == "zero":
+        return np.zeros(shape, np.float32)
+    if kind == "uniform":
+        return (generator.random(shape, dtype=np.float32) * 2.0 - 1.0) * (math.sqrt(3.0) * std)
+    noise = generator.standard_normal(shape, dtype=np.float32)
+    noise *= std * math.sqrt(2.0 / (horizon + action_dim)) if kind == "xavier" else std
+    return noise

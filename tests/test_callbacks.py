@@ -21,7 +21,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 
 class Recorder(BaseCallback):

@@ -15,7 +15,7 @@ from torch import nn, optim
 
 from sb3_rgrl import RGRL, CnnEnsemblePolicy
 from sb3_rgrl.targets import Scales
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 

@@ -27,7 +27,7 @@ from tests.test_closed_form import (
     reference,
 )
 from tests.test_judges import ACTION_SPACES, make_policy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 pytest.importorskip("numba")
 kernels = pytest.importorskip("sb3_rgrl.closed_form.kernels")

@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA device")
 

@@ -5,7 +5,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 
 def train(seed: int, env_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

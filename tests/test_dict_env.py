@@ -11,7 +11,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_rgrl import RGRL, MlpEnsemblePolicy, MultiInputEnsemblePolicy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 TINY = {**SMALL, "learning_starts": 40}
 PARTS = {

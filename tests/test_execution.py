@@ -10,7 +10,7 @@ from sb3_rgrl.closed_form import MlpClosedForm, Units
 from sb3_rgrl.court import Court
 from sb3_rgrl.policies import CnnEnsemblePolicy, MlpEnsemblePolicy
 from tests.test_judges import make_policy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 N_ITERATIONS = 3  # of make_policy
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.envs import FakeImageEnv
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.venturing import farthest_plans
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 N_PLANS = 12
 

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from stable_baselines3.her import GoalSelectionStrategy
 
 from sb3_rgrl import RGRL, HerSequenceReplayBuffer
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 GAMMA = 0.9
 N_PLACES = 4

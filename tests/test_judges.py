@@ -22,7 +22,7 @@ from sb3_rgrl.policies import (
     MlpEnsemblePolicy,
     RnnEnsemblePolicy,
 )
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 CLOSED = [MlpEnsemblePolicy, GruEnsemblePolicy, LstmEnsemblePolicy, RnnEnsemblePolicy]
 ACTION_SPACES = {

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from sb3_rgrl import RGRL
 from sb3_rgrl.actions import make_codec
 from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, mean_of_good, weigh
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 OBSERVATIONS = np.array([[0.9, 0.1, 0.3], [-0.5, 0.8, -2.0], [0.1, -1.0, 4.0]], dtype=np.float32)
 N_PLANS = 20

@@ -20,7 +20,7 @@ from sb3_rgrl.ensemble import (
     WindowPrediction,
     make_ensemble,
 )
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 STATE_DIM, ACTION_DIM, LENGTH, BATCH = 3, 2, 4, 5
 SHARED: dict[str, Any] = {

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 

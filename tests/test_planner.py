@@ -1,21 +1,16 @@
 """MWM-SGD, Eq. (1), against plain loops in double precision; each kind of array, optimizer and choice of members."""
 
-import math
-
 import numpy as np
 import pytest
 import torch as th
 from scipy import stats
 
 from sb3_rgrl.planner import (
-    ACTION_INITIALIZERS,
     ACTION_OPTIMIZERS,
     MEMBER_CHOICES,
     Descent,
     MwmSgdPlanner,
     by_autograd,
-    initial_actions,
-    pick_best,
 )
 from tests.oracles import ParabolaMember, TanhMlpMember, central_differences, eq_1
 
@@ -587,195 +582,6 @@ def test_plans_run_away_without_a_warning(backend, optimizer):
     assert not descent.errors()[-1].isfinite().any()
 
 
-# Initial actions
-
-
-SHAPE = (400, 5, 20, 3)
-
-
-def noise_of(*args, **kwargs) -> th.Tensor:
-    return th.from_numpy(initial_actions(*args, **kwargs))
-
-
-@pytest.mark.parametrize(
-    ("kind", "scale"), [("normal", 1.0), ("uniform", 1.0), ("xavier", math.sqrt(2.0 / (SHAPE[2] + SHAPE[3]))), ("zero", 0.0)]
-)
-@pytest.mark.parametrize("std", [0.0, 0.3, 2.0])
-@pytest.mark.parametrize("correlation", [0.0, 0.6, 0.95])
-def test_initial_actions_have_their_moments(kind, scale, std, correlation):
-    noise = noise_of(kind, SHAPE, std, correlation, generator())
-    assert noise.shape == SHAPE
-    assert noise.dtype == th.float32
-    if std * scale == 0.0:
-        assert (noise == 0.0).all()
-        return
-    # 6,000 independent numbers at each step; the bounds are about 4.5 standard errors of mean, deviation, correlation.
-    by_step = noise.transpose(0, 2).reshape(SHAPE[2], -1).double() / (std * scale)
-    assert by_step.mean(dim=1).abs().max() < 0.06
-    assert (by_step.std(dim=1) - 1.0).abs().max() < 0.042
-    correlations = np.corrcoef(by_step.numpy())
-    for lag in (1, 2, 7):
-        np.testing.assert_allclose(np.diagonal(correlations, lag), correlation**lag, rtol=0, atol=0.06)
-    # Plans, states and the numbers of one action have nothing to do with each other.
-    flat = noise.permute(2, 0, 1, 3).reshape(-1, SHAPE[1] * SHAPE[3]).double()
-    between = np.corrcoef(flat.numpy(), rowvar=False) - np.eye(SHAPE[1] * SHAPE[3])
-    n_effective = SHAPE[0] * SHAPE[2] * (1.0 - correlation**2) / (1.0 + correlation**2)
-    assert np.abs(between).max() < 4.5 / math.sqrt(n_effective)
-    assert len(noise.flatten(start_dim=1).unique(dim=0)) == SHAPE[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "distribution"),
-    [
-        ("normal", stats.norm(scale=0.7)),
-        ("uniform", stats.uniform(-0.7 * 3**0.5, 2 * 0.7 * 3**0.5)),
-        ("xavier", stats.norm(scale=0.7 * (2 / 7) ** 0.5)),
-    ],
-)
-def test_initial_actions_have_their_distribution(kind, distribution):
-    noise = noise_of(kind, (500, 2, 5, 2), 0.7, 0.0, generator()).flatten().numpy()
-    assert stats.kstest(noise, distribution.cdf).pvalue > 0.01
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-def test_uniform_actions_keep_within_their_bounds(correlation):
-    noise = noise_of("uniform", SHAPE, 0.5, correlation, generator()).abs()
-    bound = 0.5 * 3**0.5
-    assert 0.999 * bound < noise[:, :, 0].max() <= bound * (1 + 1e-6)
-    limit = bound * ((1 + correlation) / (1 - correlation)) ** 0.5
-    assert noise.max() <= limit * (1 + 1e-6)
-    if correlation > 0.0:
-        assert noise.max() > bound, "what the docstring says of correlated actions"
-
-
-@pytest.mark.parametrize("kind", ["normal", "uniform", "xavier"])
-def test_correlated_actions_are_ar_1_of_the_white_ones(kind):
-    white = noise_of(kind, (3, 2, 6, 2), 0.8, 0.0, generator(1)).double()
-    noise = noise_of(kind, (3, 2, 6, 2), 0.8, 0.7, generator(1)).double()
-    expected = white[:, :, 0]
-    for k in range(6):
-        if k > 0:
-            expected = 0.7 * expected + math.sqrt(1 - 0.7**2) * white[:, :, k]
-        th.testing.assert_close(noise[:, :, k], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["normal", "uniform", "xavier"])
-def test_initial_actions_come_from_the_generator_alone(kind):
-    before, numpy_before = th.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1))
-    assert th.equal(th.get_rng_state(), before)
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
-    th.manual_seed(99)
-    assert th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(1)), first)
-    assert not th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, generator(2)), first)
-    same = generator(1)
-    assert th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
-    assert not th.equal(noise_of(kind, (4, 1, 5, 2), 1.0, 0.3, same), first)
-
-
-def test_initial_actions_are_single_precision_whatever_the_default():
-    th.set_default_dtype(th.float64)
-    try:
-        kinds = {noise_of(kind, (1, 1, 2, 1), 1.0, 0.3, generator()).dtype for kind in ACTION_INITIALIZERS}
-    finally:
-        th.set_default_dtype(th.float32)
-    assert kinds == {th.float32}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"kind": "he"}, "must be one of .*normal.*uniform.*xavier.*zero.*'he'"),
-        ({"shape": (2, 3, 4)}, r"\(P, n, T, action_dim\).*\(2, 3, 4\)"),
-        ({"shape": (2, 0, 4, 1)}, r"\(P, n, T, action_dim\).*\(2, 0, 4, 1\)"),
-        ({"std": -1.0}, "standard deviation .* -1.0"),
-        ({"std": float("inf")}, "standard deviation .* inf"),
-        ({"std": float("nan")}, "standard deviation .* nan"),
-        ({"correlation": 1.0}, "correlation .* 1.0"),
-        ({"correlation": -0.1}, "correlation .* -0.1"),
-        ({"correlation": float("nan")}, "correlation .* nan"),
-    ],
-)
-@pytest.mark.parametrize("kind", ["uniform", "zero"])
-def test_bad_initial_actions(kind, arguments, match):
-    draws = generator()
-    before = draws.bit_generator.state
-    good = {"kind": kind, "shape": (2, 3, 4, 1), "std": 1.0, "correlation": 0.0, "generator": draws}
-    with pytest.raises(ValueError, match=match):
-        noise_of(**{**good, **arguments})
-    assert draws.bit_generator.state == before
-
-
-# The best plan
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_pick_best_equals_a_loop(backend):
-    scores = th.rand(3, 5, 4, generator=th.Generator().manual_seed(0), dtype=th.float64)
-    best, error, disagreement = pick_best(of_kind(scores, backend))
-    winners = []
-    for state in range(4):
-        means = [sum(scores[i, p, state].item() for i in range(3)) / 3 for p in range(5)]
-        winner = means.index(min(means))
-        winners.append(winner)
-        assert best[state].item() == winner
-        assert error[state].item() == pytest.approx(means[winner], abs=1e-12)
-        deviations = [(scores[i, winner, state].item() - means[winner]) ** 2 for i in range(3)]
-        assert disagreement[state].item() == pytest.approx((sum(deviations) / 3) ** 0.5, abs=1e-12)
-    assert len(set(winners)) > 1, "the test needs states with different winners"
-    for found in (best, error, disagreement):
-        assert found.shape == (4,)
-        assert isinstance(found, th.Tensor if backend == "torch" else np.ndarray)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("n_voters", [1, 2, 3])
-def test_some_members_choose_and_all_tell_the_error(backend, n_voters):
-    scores = th.rand(3, 5, 8, generator=th.Generator().manual_seed(1), dtype=th.float64)
-    voters = np.stack([np.random.default_rng(state).permutation(3)[:n_voters] for state in range(8)], axis=1)
-    best, error, disagreement = pick_best(of_kind(scores, backend), voters)
-    for state in range(8):
-        seen = [sum(scores[i, p, state].item() for i in voters[:, state]) for p in range(5)]
-        winner = seen.index(min(seen))
-        assert best[state].item() == winner
-        of_winner = scores[:, winner, state].numpy()
-        assert error[state].item() == pytest.approx(of_winner.mean(), abs=1e-12)
-        assert disagreement[state].item() == pytest.approx(of_winner.std(), abs=1e-12)
-    differs = (np.asarray(best) != np.asarray(pick_best(of_kind(scores, backend))[0])).any()
-    assert differs == (n_voters < 3)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_some_members_choose_no_plan_that_others_have_no_error_for(backend):
-    scores = of_kind(th.tensor([[[2.0], [0.5], [1.0], [th.nan]], [[2.0], [th.nan], [1.0], [0.0]]]), backend)
-    for voter in (0, 1):
-        best, error, _ = pick_best(scores, np.array([[voter]]))
-        assert (best.item(), error.item()) == (2, 1.0)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_best_index_brings_up_the_plans(backend):
-    plans = of_kind(initial_plans(3), backend)
-    best, error, disagreement = pick_best((plans**2).sum(-1).sum(-1)[None])
-    chosen = plans[best, np.arange(N_STATES)]
-    assert chosen.shape == (N_STATES, HORIZON, ACTION_DIM)
-    np.testing.assert_allclose(np.asarray((chosen**2).sum(-1).sum(-1)), np.asarray(error), rtol=1e-12)
-    assert disagreement.tolist() == [0.0, 0.0], "one member agrees with itself"
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_pick_best_never_takes_a_plan_without_an_error(backend):
-    # One plan that ran away must not be executed while there are others.
-    scores = of_kind(th.tensor([[[2.0], [th.nan], [1.0]], [[2.0], [0.0], [1.0]]]), backend)
-    best, error, disagreement = pick_best(scores)
-    assert (best.item(), error.item(), disagreement.item()) == (2, 1.0, 0.0)
-    assert np.isnan(scores[0, 1, 0].item()), "the errors are left as they are"
-    rows = [[th.inf, th.nan, th.inf], [th.nan, th.nan, th.inf], [1e30, th.nan, th.nan]]
-    best, error, _ = pick_best(of_kind(th.tensor([rows]), backend))
-    assert best[0].item() == 2
-    assert error[1:].tolist() == [th.inf, th.inf], "without any plan the error says so"
-
-
 # Bad input
 
 
@@ -842,12 +648,3 @@ def test_evaluations_are_those_that_were_asked_for(member_choice, population):
     asked = sum(plans.shape[0] * plans.shape[1] for plans, _ in members.calls) // N_STATES
     assert planner.evaluations(population) == 2 * asked
     assert planner.n_starts(population) == population
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_of_plans_that_differ_by_rounding_the_first_is_taken(backend):
-    one = np.float32(7.4338093)
-    rounded = np.nextafter(one, np.float32(0.0))
-    errors = np.array([[[9.0, one, 2.0], [one, rounded, 1.0], [rounded, 8.0, 1.0 - 1e-4]]], dtype=np.float32)
-    best, _, _ = pick_best(of_kind(th.tensor(errors), backend))
-    assert best.tolist() == [1, 0, 2], "what differs by more than rounding is better"

@@ -19,7 +19,7 @@ from sb3_rgrl import RGRL, MlpEnsemblePolicy
 from sb3_rgrl.beliefs import Beliefs, Decisions
 from sb3_rgrl.pictures import PlanPicturesCallback
 from sb3_rgrl.plots import COLOURS, belief, expected_returns, plan_trace
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 OBSERVATIONS = spaces.Box(-1, 1, (3,))
 GAMMA = 0.9

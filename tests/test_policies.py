@@ -23,7 +23,7 @@ from sb3_rgrl.ensemble import (
     MlpEnsemble,
     RnnEnsemble,
 )
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 # Fewer decisions than in SMALL: here it matters that an agent acts and learns at all.
 TINY: dict[str, Any] = {**SMALL, "learning_starts": 100, "seed": 0}

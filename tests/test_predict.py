@@ -16,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_rgrl import RGRL, AttentionEnsemblePolicy
 from sb3_rgrl.policies import EnsemblePolicy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 ENV_IDS = ["CartPole-v1", "Pendulum-v1"]
 

@@ -14,20 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from torch import nn, optim
 
 from sb3_rgrl import RGRL, MlpEnsemblePolicy
-
-# Small enough that a test takes about a second.
-SMALL = {
-    "learning_starts": 60,
-    "batch_size": 8,
-    "train_freq": 20,
-    "gradient_steps": 2,
-    "ensemble_size": 2,
-    "n_candidates": 4,
-    "n_plan_iterations": 2,
-    "plan_horizon": 6,
-    "sequence_length": 3,
-    "policy_kwargs": {"net_arch": [16]},
-}
+from tests.toy import SMALL
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "FrozenLake-v1"])

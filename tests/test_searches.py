@@ -8,10 +8,11 @@ import sb3_rgrl.judges
 from sb3_rgrl import RGRL
 from sb3_rgrl.closed_form import MlpClosedForm
 from sb3_rgrl.mean_plans import N_TEMPERATURES
-from sb3_rgrl.planner import MEMBER_CHOICES, MwmSgdPlanner, initial_actions
+from sb3_rgrl.planner import MEMBER_CHOICES, MwmSgdPlanner
 from sb3_rgrl.searches import SEARCHES, CemPlanner, RandomShooting, count_evaluations, make_search
+from sb3_rgrl.starts import initial_actions
 from tests.test_judges import ACTION_SPACES, CLOSED, assert_close, both_judges, make_policy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 CONTROLS = ("cem", "shooting")
 N_MEMBERS, N_STATES, HORIZON, ACTION_DIM = 3, 2, 4, 2

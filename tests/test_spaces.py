@@ -12,7 +12,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 # No more than it takes to act at random, to learn and to plan.
 TINY = {**SMALL, "learning_starts": 25, "train_freq": 25, "plan_horizon": 3}

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sb3_rgrl import RGRL
 from sb3_rgrl.policies import MlpEnsemblePolicy
 from sb3_rgrl.time_scale import LONGEST, measured_action_repeat
-from tests.test_buffers import ENDINGS, GAMMA, NaiveBuffer, make_buffer, names_of, step_both
+from tests.oracles_buffer import ENDINGS, GAMMA, NaiveBuffer, make_buffer, names_of, step_both
 from tests.test_execution import counted, observations
 from tests.test_judges import make_policy
-from tests.test_run import SMALL
+from tests.toy import SMALL
 
 # Measuring
 

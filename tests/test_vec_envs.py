@@ -19,8 +19,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_rgrl import RGRL
-from tests.test_run import SMALL
 from tests.test_vec_normalize import Counter
+from tests.toy import SMALL
 
 
 @pytest.mark.parametrize("n_envs", [1, 2, 4, 8, 16, 32, 64])

@@ -1,8 +1,22 @@
-"""A tiny random environment and a tiny agent, for tests that start many processes."""
+"""Agents that are small enough for tests, and a tiny random environment for those that start many processes."""
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+# Small enough that a test takes about a second.
+SMALL = {
+    "learning_starts": 60,
+    "batch_size": 8,
+    "train_freq": 20,
+    "gradient_steps": 2,
+    "ensemble_size": 2,
+    "n_candidates": 4,
+    "n_plan_iterations": 2,
+    "plan_horizon": 6,
+    "sequence_length": 3,
+    "policy_kwargs": {"net_arch": [16]},
+}
 
 TINY = {
     "learning_starts": 20,
