@@ -26,6 +26,7 @@ from sb3_rgrl.benchmark.peers import VARIANTS, Contestant, hyperparameters_of, m
 from sb3_rgrl.benchmark.protocol import N_EVAL_ENVS, Evaluations, ends_with
 from sb3_rgrl.benchmark.results import (
     AGENTS_FOLDER,
+    COLUMNS,
     EVALUATIONS_FILE,
     PLAIN_EVALUATIONS_FILE,
     RunInfo,
@@ -98,7 +99,9 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         info.n_rows = len(rows)
         write_run(folder, info)
         if info.save_agents:
-            _save_agent(contestant, folder / AGENTS_FOLDER)
+            # The last phase of learning comes after the evaluation at the same step.
+            is_final = rows[-1][COLUMNS.index("final")]
+            _save_agent(contestant, folder / AGENTS_FOLDER, "final" if is_final else None)
 
     with tempfile.TemporaryDirectory() as scratch:
         contestant = make_contestant(info, N_EVAL_ENVS, Path(scratch))
@@ -108,20 +111,22 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         contestant.eval_env.close()
 
 
-def _save_agent(contestant: Contestant, folder: Path) -> None:
+def _save_agent(contestant: Contestant, folder: Path, name: str | None) -> None:
     """
     :param contestant: Whose agent to save, and how observations are normalised for it, as SB3 saves them; the simple ones of
         the suite have nothing to save.
-    :param folder: Gets ``<steps>.zip``, and ``<steps>.pkl`` where there is a ``VecNormalize``.
+    :param folder: Gets ``<name>.zip``, and ``<name>.pkl`` where there is a ``VecNormalize``.
+    :param name: Name of the files; None: the steps that it has learned for.
     """
     model = contestant.model
     if not isinstance(model, BaseAlgorithm):
         return
     folder.mkdir(exist_ok=True)
-    model.save(folder / f"{model.num_timesteps}.zip")
+    name = name or str(model.num_timesteps)
+    model.save(folder / f"{name}.zip")
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
-        normalize.save(str(folder / f"{model.num_timesteps}.pkl"))
+        normalize.save(str(folder / f"{name}.pkl"))
 
 
 @contextmanager
