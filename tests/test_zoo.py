@@ -97,6 +97,7 @@ def zoo(cwd: Path, *command: object, module: str | None = None) -> str:
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), warnings.catch_warnings():
         warnings.simplefilter("default")  # errors in these tests, but those of the zoo are not ours
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)  # as it was run here before
         patch.chdir(cwd)
         patch.setattr(sys, "argv", ["rl_zoo3", *map(str, command)])
         if module is None:
