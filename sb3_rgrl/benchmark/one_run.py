@@ -101,7 +101,8 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         if info.save_agents:
             # The last phase of learning comes after the evaluation at the same step.
             is_final = rows[-1][COLUMNS.index("final")]
-            _save_agent(contestant, folder / AGENTS_FOLDER, "final" if is_final else None)
+            name = "final" if is_final else str(contestant.model.num_timesteps)
+            _save_agent(contestant, folder / AGENTS_FOLDER, name)
 
     with tempfile.TemporaryDirectory() as scratch:
         contestant = make_contestant(info, N_EVAL_ENVS, Path(scratch))
@@ -111,18 +112,17 @@ def _learn(folder: Path, info: RunInfo, parent: int) -> None:
         contestant.eval_env.close()
 
 
-def _save_agent(contestant: Contestant, folder: Path, name: str | None) -> None:
+def _save_agent(contestant: Contestant, folder: Path, name: str) -> None:
     """
     :param contestant: Whose agent to save, and how observations are normalised for it, as SB3 saves them; the simple ones of
         the suite have nothing to save.
     :param folder: Gets ``<name>.zip``, and ``<name>.pkl`` where there is a ``VecNormalize``.
-    :param name: Name of the files; None: the steps that it has learned for.
+    :param name: Name of the files.
     """
     model = contestant.model
     if not isinstance(model, BaseAlgorithm):
         return
     folder.mkdir(exist_ok=True)
-    name = name or str(model.num_timesteps)
     model.save(folder / f"{name}.zip")
     normalize = model.get_vec_normalize_env()
     if normalize is not None:

@@ -176,6 +176,19 @@ def test_lock_of_a_removed_file_is_none(tmp_path, monkeypatch):
     assert one_run._locked(path) is None
 
 
+def interrupt(command, how, folder):
+    """Send a signal as soon as the run of a folder has an evaluation; return exit status and standard error."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / "evaluations.csv.gz").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(how)
+        _, message = process.communicate(timeout=60)
+    return process.returncode, message
+
+
 @POSIX
 @pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_interrupted_command_leaves_evaluations_and_no_processes(tmp_path, how):
@@ -183,16 +196,9 @@ def test_interrupted_command_leaves_evaluations_and_no_processes(tmp_path, how):
     words += ["--steps", "1000000000", "--evaluations", "1000000", "--eval-episodes", "2", "--final-episodes", "2"]
     command = [sys.executable, "-m", "sb3_rgrl.benchmark", "run", *words]
     folder = tmp_path / ENV_ID / "random" / "seed-0"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not (folder / "evaluations.csv.gz").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(how)
-        _, message = process.communicate(timeout=60)
+    status, message = interrupt(command, how, folder)
     if how == signal.SIGINT:
-        assert process.returncode == 130
+        assert status == 130
         assert "Interrupted. Finished runs are kept; the same command makes the others." in message
     # The run lets go of its lock when it is gone.
     deadline = time.monotonic() + 60
@@ -223,14 +229,7 @@ def test_interrupted_command_goes_on_as_if_nothing_had_happened(tmp_path, how):
     words += ["--steps", "100000", "--evaluations", "200", "--eval-episodes", "3", "--final-episodes", "5"]
     command = [sys.executable, "-m", "sb3_rgrl.benchmark", "run", *words]
     first, second = (tmp_path / "results" / ENV_ID / "random" / f"seed-{seed}" for seed in (0, 1))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not (second / "evaluations.csv.gz").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(how)
-        process.communicate(timeout=60)
+    interrupt(command, how, second)
     assert [results.read_run(folder).status for folder in (first, second)] == ["finished", "running"]
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in first.iterdir()}
     # At once: the run that was interrupted may still be about to notice.
