@@ -20,7 +20,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("planner", "starts", "choosing", "prioritized", "ewc", "buffers", "saving_buffers", "targets")
+MODULES = ("planner", "starts", "choosing", "prioritized", "ewc", "buffers", "sequentializing", "saving_buffers", "targets")
 # What mutmut notes of a mutant: https://mutmut.readthedocs.io
 OUTCOMES = {None: "not run", 0: "survived", 33: "no tests", 34: "skipped", 24: "timeout", 36: "timeout", -24: "timeout"}
 
