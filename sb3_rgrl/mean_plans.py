@@ -11,8 +11,11 @@ from sb3_rgrl.planner import as_numpy
 
 # How many temperatures are tried, each half of the one before. The last weighs plans that are next to equal.
 N_TEMPERATURES = 6
-# A mean is good that is no worse than each of this share of the plans, the best ones.
+# A mean is good that is no worse than each of this share of the plans, the best ones. At a temperature of 1 it is a mean of no
+# more plans than that.
 GOOD_SHARE = 0.2
+# Lower temperatures at which fewer plans count, to a 64th.
+COOLER = 2.0 ** -np.linspace(0.0, 6.0, 25, dtype=np.float32)
 
 
 class Choice(NamedTuple):
@@ -32,17 +35,43 @@ def weigh(errors: np.ndarray, temperature: np.ndarray) -> np.ndarray:
     """
     Weights of path integral control (Williams, Aldrich and Theodorou 2017): exp(-(error - least error) / temperature).
 
-    :param errors: Error of each plan, infinite where it has none, shape (P, n).
-    :param temperature: What a plan may be worse than the best to count 1 / e of it, not negative, shape (n,). 0: those that
+    :param errors: Error of each plan, infinite where it has none, shape (P, ...).
+    :param temperature: What a plan may be worse than the best to count 1 / e of it, not negative, shape (...). 0: those that
         are as good as the best count the same, others not at all.
-    :return: Weights of which the largest is 1, shape (P, n).
+    :return: Weights of which the largest is 1, shape (P, ...).
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         worse = (errors - errors.min(axis=0)) / np.maximum(temperature, np.finfo(errors.dtype).tiny)
         weights: np.ndarray = np.exp(-worse)
     # Also where members disagree infinitely.
-    weights[~np.isfinite(errors)] = 0.0
-    return weights
+    return np.where(np.isfinite(errors), weights, errors.dtype.type(0.0))
+
+
+def how_many_count(weights: np.ndarray) -> np.ndarray:
+    """
+    :param weights: Shape (P, ...).
+    :return: The number of plans that would make as large a mean if all counted the same, the effective sample size of Kish
+        (1965), shape (...).
+    """
+    # In double precision: otherwise it would be rounded in another way for one state than for several.
+    exact = weights.astype(np.float64)
+    number: np.ndarray = exact.sum(axis=0) ** 2 / np.square(exact).sum(axis=0)
+    return number
+
+
+def cooled(errors: np.ndarray, temperature: np.ndarray, most: float) -> np.ndarray:
+    """
+    :param errors: See :func:`weigh`, shape (P, n).
+    :param temperature: Shape (n,).
+    :param most: How many plans may count.
+    :return: The temperature where no more do, else the highest of those that are less by :data:`COOLER`, or the lowest, shape
+        (n,).
+    """
+    temperatures = COOLER[:, None] * temperature
+    few = how_many_count(weigh(errors[:, None], temperatures)) <= most
+    few[-1] = True
+    highest: np.ndarray = temperatures[few.argmax(axis=0), np.arange(len(temperature))]
+    return highest
 
 
 def mean_of_good(
@@ -54,22 +83,26 @@ def mean_of_good(
     plans").
 
     How much worse a plan may be is a matter of what members know: differences that are less than what they disagree about are
-    none. Between plans that go different ways, such as left and right around something, there may be nothing: where members
-    find the mean worse than the best plans, the temperature is halved, again and again, and in the end it is the best alone.
+    none. But members that know little would find all plans alike, and in the mean of all nothing is done at all: it is of a
+    fifth of them at most, at a temperature of 1 (docs/tried.md, "A mean of few plans"). Between plans that go different ways,
+    such as left and right around something, there may be nothing: where members find the mean worse than the best plans, the
+    temperature is halved, again and again, and in the end it is the best alone.
 
     :param judges: Who judges plans.
     :param codec: What executes actions, of a space that has means.
     :param plans: Pre-activated actions, shape (P, n, T, action_dim).
     :param errors: Their errors, mean over the ensemble, infinite where there is none, shape (P, n).
     :param best: The best plan of each state.
-    :param temperature: Of :func:`weigh`, in units of the members' disagreement about the best plan.
+    :param temperature: Of :func:`weigh`, in units of the members' disagreement about the best plan; and times
+        :data:`GOOD_SHARE` how large a share of the plans may count.
     :return: The mean of the plans of each state, or the best plan.
     """
     choice, is_open = best, np.ones(errors.shape[1], dtype=bool)
     n_good = max(round(GOOD_SHARE * len(errors)), 1)
     worst_of_good = np.sort(errors, axis=0)[n_good - 1]
+    hottest = cooled(errors, temperature * best.disagreement, GOOD_SHARE * temperature * len(errors))
     for k in range(N_TEMPERATURES):
-        weights = weigh(errors, 0.5**k * temperature * best.disagreement)
+        weights = weigh(errors, 0.5**k * hottest)
         mean = codec.mean(plans, weights)
         of_mean = pick_best(judges.score(judges.take(mean[None])))
         _, error, disagreement = (as_numpy(each) for each in of_mean)

@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, mean_of_good, weigh
+from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, cooled, how_many_count, mean_of_good, weigh
 from tests.toy import SMALL
 
 OBSERVATIONS = np.array([[0.9, 0.1, 0.3], [-0.5, 0.8, -2.0], [0.1, -1.0, 4.0]], dtype=np.float32)
@@ -95,6 +95,35 @@ def test_plans_without_an_error_do_not_count():
         np.testing.assert_allclose(weights[:, 0], [0.0, 1.0, 1.0], rtol=1e-6)
 
 
+def test_number_of_plans_that_count():
+    weights = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.0, 0.0]], dtype=np.float32)
+    np.testing.assert_allclose(how_many_count(weights), [3.0, 1.0, 1.5**2 / 1.25])
+
+
+def test_temperature_falls_until_few_plans_count():
+    errors = np.random.default_rng(0).random((50, 4)).astype(np.float32)
+    # At 0.001 few count as it is. At infinity all count, and no temperature is lower.
+    temperature = np.array([100.0, 0.5, 0.001, np.inf], dtype=np.float32)
+    lower = cooled(errors, temperature, 10.0)
+    number = how_many_count(weigh(errors, lower))
+    assert lower[2] == temperature[2]
+    assert lower[3] == np.inf
+    assert number[0] > 10.0, "a 64th of 100 is the lowest that is tried"
+    assert lower[0] == np.float32(100.0 / 64)
+    # As high as can be: a step higher there are too many.
+    assert number[1] <= 10.0 < how_many_count(weigh(errors, lower * np.float32(2.0**0.25)))[1]
+    # None may count: the lowest.
+    np.testing.assert_allclose(cooled(errors, temperature, 0.0)[:3], temperature[:3] / 64)
+
+
+def test_few_plans_count_of_each_state_alone():
+    rng = np.random.default_rng(0)
+    errors, temperature = rng.random((50, 30)).astype(np.float32), rng.random(30).astype(np.float32)
+    together = cooled(errors, temperature, 10.0)
+    alone = [cooled(errors[:, i : i + 1], temperature[i : i + 1], 10.0)[0] for i in range(30)]
+    assert together.tolist() == alone
+
+
 # Decisions
 
 
@@ -110,9 +139,15 @@ def test_mean_of_plans_is_decided(model, fast_gradients):
     best = errors.argmin(axis=0)
     disagreement, bound = scores[:, best, states].std(axis=0), np.sort(errors, axis=0)[3]
     for i in range(3):
-        # The hottest mean that is no worse than each of the best fifth.
+        # The hottest mean of four plans or fewer that is no worse than each of the best fifth.
+        warmest = policy.plan_temperature * disagreement[i]
+        while True:
+            weights = np.exp(-(errors[:, i] - errors[best[i], i]) / warmest)
+            if weights.sum() ** 2 / (weights**2).sum() <= 4:
+                break
+            warmest *= 0.5**0.25
         for halvings in range(N_TEMPERATURES):
-            temperature = policy.plan_temperature * disagreement[i] * 0.5**halvings
+            temperature = warmest * 0.5**halvings
             weights = np.exp(-(errors[:, i] - errors[best[i], i]) / temperature)
             expected = np.average(np.tanh(plans[:, i]), axis=0, weights=weights)
             mean = np.arctanh(expected)[None, None].astype(np.float32)
