@@ -14,7 +14,7 @@ N_TEMPERATURES = 6
 # A mean is good that is no worse than each of this share of the plans, the best ones. At a temperature of 1 it is a mean of no
 # more plans than that.
 GOOD_SHARE = 0.2
-# Lower temperatures at which fewer plans count, to a 64th.
+# Lower temperatures at which fewer plans count, in quarters of an octave down to a 64th.
 COOLER = 2.0 ** -np.linspace(0.0, 6.0, 25, dtype=np.float32)
 
 
@@ -47,13 +47,13 @@ def weigh(errors: np.ndarray, temperature: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(errors), weights, errors.dtype.type(0.0))
 
 
-def how_many_count(weights: np.ndarray) -> np.ndarray:
+def effective_number(weights: np.ndarray) -> np.ndarray:
     """
     :param weights: Shape (P, ...).
-    :return: The number of plans that would make as large a mean if all counted the same, the effective sample size of Kish
+    :return: Of how many plans that all count the same a mean would have as little noise: the effective sample size of Kish
         (1965), shape (...).
     """
-    # In double precision: otherwise it would be rounded in another way for one state than for several.
+    # Sums are rounded in another way for one state than for several. In double precision that hardly ever decides.
     exact = weights.astype(np.float64)
     number: np.ndarray = exact.sum(axis=0) ** 2 / np.square(exact).sum(axis=0)
     return number
@@ -68,7 +68,7 @@ def cooled(errors: np.ndarray, temperature: np.ndarray, most: float) -> np.ndarr
         (n,).
     """
     temperatures = COOLER[:, None] * temperature
-    few = how_many_count(weigh(errors[:, None], temperatures)) <= most
+    few = effective_number(weigh(errors[:, None], temperatures)) <= most
     few[-1] = True
     highest: np.ndarray = temperatures[few.argmax(axis=0), np.arange(len(temperature))]
     return highest

@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, cooled, how_many_count, mean_of_good, weigh
+from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, cooled, effective_number, mean_of_good, weigh
 from tests.toy import SMALL
 
 OBSERVATIONS = np.array([[0.9, 0.1, 0.3], [-0.5, 0.8, -2.0], [0.1, -1.0, 4.0]], dtype=np.float32)
@@ -97,7 +97,7 @@ def test_plans_without_an_error_do_not_count():
 
 def test_number_of_plans_that_count():
     weights = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.0, 0.0]], dtype=np.float32)
-    np.testing.assert_allclose(how_many_count(weights), [3.0, 1.0, 1.5**2 / 1.25])
+    np.testing.assert_allclose(effective_number(weights), [3.0, 1.0, 1.5**2 / 1.25])
 
 
 def test_temperature_falls_until_few_plans_count():
@@ -105,13 +105,13 @@ def test_temperature_falls_until_few_plans_count():
     # At 0.001 few count as it is. At infinity all count, and no temperature is lower.
     temperature = np.array([100.0, 0.5, 0.001, np.inf], dtype=np.float32)
     lower = cooled(errors, temperature, 10.0)
-    number = how_many_count(weigh(errors, lower))
+    number = effective_number(weigh(errors, lower))
     assert lower[2] == temperature[2]
     assert lower[3] == np.inf
     assert number[0] > 10.0, "a 64th of 100 is the lowest that is tried"
     assert lower[0] == np.float32(100.0 / 64)
     # As high as can be: a step higher there are too many.
-    assert number[1] <= 10.0 < how_many_count(weigh(errors, lower * np.float32(2.0**0.25)))[1]
+    assert number[1] <= 10.0 < effective_number(weigh(errors, lower * np.float32(2.0**0.25)))[1]
     # None may count: the lowest.
     np.testing.assert_allclose(cooled(errors, temperature, 0.0)[:3], temperature[:3] / 64)
 
