@@ -14,6 +14,8 @@ N_TEMPERATURES = 6
 # A mean is good that is no worse than each of this share of the plans, the best ones. At a temperature of 1 it is a mean of no
 # more plans than that.
 GOOD_SHARE = 0.2
+# So many plans may always count. Of small populations the weights of a few would hang on how errors are rounded.
+FEWEST = 10
 # Lower temperatures at which fewer plans count, in quarters of an octave down to a 64th.
 COOLER = 2.0 ** -np.linspace(0.0, 6.0, 25, dtype=np.float32)
 
@@ -84,7 +86,7 @@ def mean_of_good(
 
     How much worse a plan may be is a matter of what members know: differences that are less than what they disagree about are
     none. But members that know little would find all plans alike, and in the mean of all nothing is done at all: it is of a
-    fifth of them at most, at a temperature of 1 (docs/tried.md, "A mean of few plans"). Between plans that go different ways,
+    fifth of them at most, or of ten, at a temperature of 1 (docs/tried.md, "A mean of few plans"). Between plans that go different ways,
     such as left and right around something, there may be nothing: where members find the mean worse than the best plans, the
     temperature is halved, again and again, and in the end it is the best alone.
 
@@ -94,13 +96,14 @@ def mean_of_good(
     :param errors: Their errors, mean over the ensemble, infinite where there is none, shape (P, n).
     :param best: The best plan of each state.
     :param temperature: Of :func:`weigh`, in units of the members' disagreement about the best plan; and times
-        :data:`GOOD_SHARE` how large a share of the plans may count.
+        :data:`GOOD_SHARE` how large a share of the plans may count, but :data:`FEWEST` at least.
     :return: The mean of the plans of each state, or the best plan.
     """
     choice, is_open = best, np.ones(errors.shape[1], dtype=bool)
     n_good = max(round(GOOD_SHARE * len(errors)), 1)
     worst_of_good = np.sort(errors, axis=0)[n_good - 1]
-    hottest = cooled(errors, temperature * best.disagreement, GOOD_SHARE * temperature * len(errors))
+    most = max(GOOD_SHARE * temperature * len(errors), FEWEST)
+    hottest = cooled(errors, temperature * best.disagreement, most)
     for k in range(N_TEMPERATURES):
         weights = weigh(errors, 0.5**k * hottest)
         mean = codec.mean(plans, weights)

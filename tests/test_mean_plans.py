@@ -7,7 +7,7 @@ from gymnasium import spaces
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.actions import make_codec
-from sb3_rgrl.mean_plans import N_TEMPERATURES, Choice, cooled, effective_number, mean_of_good, weigh
+from sb3_rgrl.mean_plans import FEWEST, N_TEMPERATURES, Choice, cooled, effective_number, mean_of_good, weigh
 from tests.toy import SMALL
 
 OBSERVATIONS = np.array([[0.9, 0.1, 0.3], [-0.5, 0.8, -2.0], [0.1, -1.0, 4.0]], dtype=np.float32)
@@ -139,11 +139,11 @@ def test_mean_of_plans_is_decided(model, fast_gradients):
     best = errors.argmin(axis=0)
     disagreement, bound = scores[:, best, states].std(axis=0), np.sort(errors, axis=0)[3]
     for i in range(3):
-        # The hottest mean of four plans or fewer that is no worse than each of the best fifth.
+        # The hottest mean of few plans that is no worse than each of the best fifth.
         warmest = policy.plan_temperature * disagreement[i]
         while True:
             weights = np.exp(-(errors[:, i] - errors[best[i], i]) / warmest)
-            if weights.sum() ** 2 / (weights**2).sum() <= 4:
+            if weights.sum() ** 2 / (weights**2).sum() <= FEWEST:
                 break
             warmest *= 0.5**0.25
         for halvings in range(N_TEMPERATURES):
@@ -264,6 +264,21 @@ def test_judges_are_asked_once_where_means_are_good():
     assert n_asked == 1
     assert (choice.weights > 0.0).all()
     assert (choice.error < best.error).all()
+
+
+@pytest.mark.parametrize(("n_plans", "temperature", "most"), [(60, 1.0, 12.0), (60, 2.0, 24.0), (40, 0.5, FEWEST)])
+def test_mean_is_of_few_plans(n_plans, temperature, most):
+    # Members disagree by 0.02, and most of the plans are worse than the best by less.
+    torques = np.repeat(np.linspace(0.65, 0.95, n_plans)[:, None], 3, axis=1)
+    weights = decide(torques, temperature)[1].weights
+    number = effective_number(weights)
+    # Temperatures are a quarter of an octave apart.
+    assert (0.8 * most < number).all()
+    assert (number <= most).all()
+    errors = (torques - 0.8) ** 2
+    assert (effective_number(weigh(errors, np.full(3, 0.02 * temperature))) > most).all(), (
+        "the test needs plans that are alike"
+    )
 
 
 def test_what_brings_nothing_is_not_done():
