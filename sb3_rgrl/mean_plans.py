@@ -86,9 +86,9 @@ def mean_of_good(
 
     How much worse a plan may be is a matter of what members know: differences that are less than what they disagree about are
     none. But members that know little would find all plans alike, and in the mean of all nothing is done at all: it is of a
-    fifth of them at most, or of ten, at a temperature of 1 (docs/tried.md, "A mean of few plans"). Between plans that go different ways,
-    such as left and right around something, there may be nothing: where members find the mean worse than the best plans, the
-    temperature is halved, again and again, and in the end it is the best alone.
+    fifth of them at most, or of ten, at a temperature of 1 (docs/tried.md, "A mean of few plans"). Between plans that go
+    different ways, such as left and right around something, there may be nothing: where members find the mean worse than the
+    best plans, the temperature is halved, again and again, and in the end it is the best alone.
 
     :param judges: Who judges plans.
     :param codec: What executes actions, of a space that has means.

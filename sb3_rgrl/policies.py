@@ -49,7 +49,7 @@ class EnsemblePolicy(DecidingPolicy):
     :param plan_temperature: Where actions are continuous, a deterministic decision is the mean of the plans: of 50 that all do
         about the right thing, each does many small things for no reason, which cost effort and balance, and the mean does
         not. This is how much worse than the best a plan may be to count 1 / e of it, in units of the members' disagreement
-        about the best, see :func:`~sb3_rgrl.mean_plans.mean_of_good`, and a fifth of the plans times this count at most, or ten.
+        about the best, see :func:`~sb3_rgrl.mean_plans.mean_of_good`; a fifth of the plans times this count at most, or ten.
         0: the best plan alone, as while training and of choices.
     :param action_learning_rate: Step size beta on the pre-activated actions.
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions.
