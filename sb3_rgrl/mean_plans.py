@@ -14,7 +14,7 @@ N_TEMPERATURES = 6
 # A mean is good that is no worse than each of this share of the plans, the best ones. At a temperature of 1 it is a mean of no
 # more plans than that.
 GOOD_SHARE = 0.2
-# So many plans may always count. Of small populations the weights of a few would hang on how errors are rounded.
+# So many plans may always count. In small populations the weights of one or two would hang on how errors are rounded.
 FEWEST = 10
 # Lower temperatures at which fewer plans count, in quarters of an octave down to a 64th.
 COOLER = 2.0 ** -np.linspace(0.0, 6.0, 25, dtype=np.float32)
