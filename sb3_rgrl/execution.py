@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sb3_rgrl.actions import ActionCodec
+from sb3_rgrl.observations import take
 
 PlanAnew = Callable[[Any, tuple[np.ndarray, ...] | None, np.ndarray | None], np.ndarray]
 
@@ -41,7 +42,7 @@ def go_on(
         starts = np.zeros(len(plans), dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
         due = starts | (n_done >= execute_steps)
         if due.any():
-            seen = observation if due.all() else _rows_of(observation, due)
+            seen = observation if due.all() else take(observation, due)
             left = left_of(plans[due], n_done[due] // action_repeat)
             plans[due] = plan_anew(seen, (left,), starts[due])
             n_done[due] = 0
@@ -90,9 +91,3 @@ def left_of(plans: np.ndarray, n_done: np.ndarray) -> np.ndarray:
         rest = plans[row, max(done - 1, 0) :]
         left[row, : len(rest)] = rest
     return left
-
-
-def _rows_of(observation: np.ndarray | dict[str, np.ndarray], rows: np.ndarray) -> Any:
-    if isinstance(observation, dict):
-        return {key: value[rows] for key, value in observation.items()}
-    return observation[rows]
