@@ -8,14 +8,13 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
-from stable_baselines3.common.utils import LinearSchedule, should_collect_more_steps
+from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.components import rewards_of_step
 from sb3_rgrl.environments import check_observations, check_step
 from sb3_rgrl.execution import go_on
-from sb3_rgrl.exploring import act_apart, draw_explorers
 from sb3_rgrl.logs import log_plan
 from sb3_rgrl.observations import Observations, put
 from sb3_rgrl.policies import EnsemblePolicy, Plan
@@ -38,9 +37,6 @@ class ActingAlgorithm(BaseAlgorithm):
     venture: bool
     _last_plans: tuple[np.ndarray, ...] | None
     _last_random_actions: np.ndarray | None
-    _explores: np.ndarray | None
-    exploration_fraction: float
-    exploration_final_eps: float
     _n_episodes_ended: int
     _stop_soon: bool
 
@@ -67,7 +63,7 @@ class ActingAlgorithm(BaseAlgorithm):
         if environment_resets:
             # What ran before will never go on.
             self.replay_buffer.cut_running_episodes()
-            self._last_plans, self._last_random_actions, self._explores = None, None, None
+            self._last_plans, self._last_random_actions = None, None
             self._last_obs = deepcopy(self._last_obs)
         normalizer = self._vec_normalize_env
         first_obs = self._last_obs if normalizer is None else normalizer.get_original_obs()
@@ -143,35 +139,21 @@ class ActingAlgorithm(BaseAlgorithm):
     def _sample_action(self) -> np.ndarray:
         """
         :return: Random actions until ``learning_starts``, then those of plans (Eq. 1), or, as long as these have no goal, of
-            plans that lead far away, shape (n_envs, ``*action_space.shape``). Episodes that do not explore have those of
-            deterministic predictions.
+            plans that lead far away, shape (n_envs, ``*action_space.shape``).
         """
         assert self._last_obs is not None
         assert self._last_episode_starts is not None
         if not self._may_plan():
             return self._venture() if self._may_venture() else self._random_actions(self._last_episode_starts)
-        generator = self.policy.generator
-        self._explores = draw_explorers(self._explores, self._last_episode_starts, self.exploration_rate, generator)
-        about = self._last_obs, self._last_plans, self._last_episode_starts, self._explores
-        actions, self._last_plans = act_apart(self._act, *about)
-        return actions
-
-    @property
-    def exploration_rate(self) -> float:
-        """Share of the training episodes that explore, by now."""
-        falls = LinearSchedule(1.0, self.exploration_final_eps, self.exploration_fraction)
-        return falls(self._current_progress_remaining)
-
-    def _act(
-        self, observations: Observations, plans: tuple[np.ndarray, ...] | None, episode_starts: np.ndarray, explores: bool
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         began = time.perf_counter()
 
         def log(plan: Plan) -> None:
             log_plan(self.logger, plan, 1e3 * (time.perf_counter() - began) / len(plan.actions))
 
-        generator = self.policy.generator if explores else None
-        return self.policy.act(observations, plans, episode_starts, not explores, generator, log)
+        actions, self._last_plans = self.policy.act(
+            self._last_obs, self._last_plans, self._last_episode_starts, False, self.policy.generator, log
+        )
+        return actions
 
     @property
     def _knows_states(self) -> bool:

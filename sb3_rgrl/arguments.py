@@ -46,11 +46,6 @@ def check_agent(agent: Any) -> None:
         value = getattr(agent, name)
         if not (is_number(value) and 0 <= value < 1):
             raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
-    rate, fraction = agent.exploration_final_eps, agent.exploration_fraction
-    if not (is_number(rate) and 0 <= rate <= 1):
-        raise ValueError(f"exploration_final_eps must be a share of episodes, from 0 to 1, got {rate!r}")
-    if not (is_number(fraction) and 0 < fraction <= 1):
-        raise ValueError(f"exploration_fraction must be more than 0 and at most 1, got {fraction!r}")
     check_count("n_plan_iterations", agent.n_plan_iterations, least=0)
     check_action_repeat(agent.action_repeat)
     if not is_count(agent.gradient_steps) or agent.gradient_steps < -1:

@@ -71,9 +71,6 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         A multiple of ``ensemble_size`` is fastest.
     :param exploration_candidates: How many of them, drawn at random, are considered while training: the best of a few
         explores where the best of all would do the same again. Deterministic predictions consider all.
-    :param exploration_fraction: Fraction of the entire training period over which the exploration rate falls from 1.
-    :param exploration_final_eps: Final exploration rate, the share of the training episodes that explore. In the others the
-        agent does what deterministic predictions do, and learns what comes of it.
     :param action_learning_rate: Step size beta of Eq. (1).
     :param action_init_std: Standard deviation sigma of the initial pre-activated actions; their noise explores.
     :param action_noise_correlation: Correlation of that noise from step to step.
@@ -138,8 +135,6 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         n_plan_iterations: int = 6,
         n_candidates: int = 50,
         exploration_candidates: int = 5,
-        exploration_fraction: float = 0.5,
-        exploration_final_eps: float = 1.0,
         action_learning_rate: float = 0.3,
         action_init_std: float = 1.0,
         action_noise_correlation: float = 0.75,
@@ -187,7 +182,6 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         self.n_plan_iterations = n_plan_iterations
         self.n_candidates = n_candidates
         self.exploration_candidates = exploration_candidates
-        self.exploration_fraction, self.exploration_final_eps = exploration_fraction, exploration_final_eps
         self.action_learning_rate = action_learning_rate
         self.action_init_std = action_init_std
         self.action_noise_correlation = action_noise_correlation
@@ -204,7 +198,6 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
         # What the running episodes of the training environments have to remember; never saved.
         self._last_plans: tuple[np.ndarray, ...] | None = None
         self._last_random_actions: np.ndarray | None = None
-        self._explores: np.ndarray | None = None
         self._n_episodes_ended = 0
         self._stop_soon = False
 
@@ -349,6 +342,4 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
 
     def dump_logs(self) -> None:
         """Write log data."""
-        if self.exploration_final_eps < 1.0:
-            self.logger.record("rollout/exploration_rate", self.exploration_rate)
         dump_progress(self)

@@ -199,8 +199,7 @@ class SavedAlgorithm(BaseAlgorithm):
         super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        of_episodes = ["_last_plans", "_last_random_actions", "_explores"]
-        return [*super()._excluded_save_params(), "ewc", *of_episodes, "_stop_soon"]
+        return [*super()._excluded_save_params(), "ewc", "_last_plans", "_last_random_actions", "_stop_soon"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         # Without strength there is nothing to save of it, and SB3's users expect no object without a tensor.
