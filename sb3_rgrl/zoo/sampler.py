@@ -105,7 +105,7 @@ def _suggest_planning(trial: optuna.Trial) -> dict[str, Any]:
         "exploration_candidates": trial.suggest_categorical("exploration_candidates", [1, 5, 15, 50]),
         "action_noise_correlation": trial.suggest_categorical("action_noise_correlation", [0.0, 0.5, 0.75, 0.9]),
         "execute_steps": trial.suggest_int("execute_steps", 0, 4),
-        "return_lambda": trial.suggest_categorical("return_lambda", [0.7, 0.85, 1.0]),
+        "return_lambda": trial.suggest_categorical("return_lambda", [0.7, 0.85, 0.95, 1.0]),
     }
 
 
