@@ -135,6 +135,7 @@ def check_policy(
     exploration_candidates: int,
     exploration_members: int | None,
     plan_temperature: float,
+    plan_state_noise: float,
     return_expectile: float,
     return_trust: float | None,
     return_lambda: float,
@@ -166,6 +167,8 @@ def check_policy(
         check_count("exploration_members", exploration_members, least=1)
     if not 0.0 <= plan_temperature < math.inf:
         raise ValueError(f"plan_temperature must be finite and not negative, got {plan_temperature}")
+    if not 0.0 <= plan_state_noise < math.inf:
+        raise ValueError(f"plan_state_noise must be finite and not negative, got {plan_state_noise}")
     check_returns(aim, return_expectile, return_trust, return_lambda)
     if windows_per_sample is not None and windows_per_sample < 1:
         raise ValueError(f"windows_per_sample must be at least 1, got {windows_per_sample}")

@@ -78,6 +78,7 @@ class Court:
         ensemble: Any,
         codec: ActionCodec,
         states: th.Tensor,
+        offsets: th.Tensor | None,
         aims: Callable[[], tuple[Goal, Units]],
         depend_on: tuple[list[th.Tensor], Hashable],
         draws: Draws,
@@ -87,6 +88,7 @@ class Court:
         :param ensemble: The members, which it can judge by.
         :param codec: What executes actions.
         :param states: Standardised states, shape (n, d).
+        :param offsets: See :class:`~sb3_rgrl.judges.Case`, shape (K, m, 1, d).
         :param aims: Tells what plans aim at now. It is asked where something changed.
         :param depend_on: All tensors and values that members and aims depend on.
         :param draws: What is drawn for the decision.
@@ -97,7 +99,7 @@ class Court:
         changed = self._watch.changed(*depend_on)
         if changed:
             self._aims = aims()
-        case = Case(states, *self._aims, draws.generator)
+        case = Case(states, *self._aims, draws.generator, offsets)
         judges = ClosedFormJudges(self.form, ensemble, codec, case, n_draws, changed, draws.thinnings)
         self._watch.settle()
         return judges

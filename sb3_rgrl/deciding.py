@@ -17,6 +17,7 @@ from sb3_rgrl.goals import Goal
 from sb3_rgrl.imagination import Units
 from sb3_rgrl.judges import AutogradJudges, Case, Judges
 from sb3_rgrl.mean_plans import Choice, mean_of_good
+from sb3_rgrl.nearby import STATE_DRAWS, state_offsets
 from sb3_rgrl.observations import as_arrays
 from sb3_rgrl.planner import Descent, MwmSgdPlanner, as_numpy
 from sb3_rgrl.searches import Evaluations, Search, count_evaluations, make_search
@@ -59,6 +60,7 @@ class DecidingPolicy(ExpectingPolicy):
     exploration_candidates: int
     exploration_members: int | None
     plan_temperature: float
+    plan_state_noise: float
     warm_start: bool
     execute_steps: int | None
     n_warm_iterations: int | None
@@ -188,6 +190,9 @@ class DecidingPolicy(ExpectingPolicy):
         # Without the noise of single plans there is less to learn from (docs/tried.md, "The mean of the best plans").
         return deterministic and self.codec.has_means and self.plan_temperature > 0.0
 
+    def _scores_nearby(self, deterministic: bool) -> bool:
+        return deterministic and self.plan_state_noise > 0.0
+
     def _iterations_when_warm(self, n_states: int, episode_start: np.ndarray | None) -> np.ndarray | None:
         """
         :return: Iterations of each state, shape (n,); None: all have the same as ever.
@@ -269,17 +274,29 @@ class DecidingPolicy(ExpectingPolicy):
         :param generator: See :meth:`_decide`.
         :return: Who judges plans, and what is drawn for that.
         """
-        in_closed_form = self._in_closed_form(states)
-        if in_closed_form and generator is None and self.search == "gradient":
+        in_closed_form, deterministic = self._in_closed_form(states), generator is None
+        if in_closed_form and deterministic and self.search == "gradient":
             draws = self._court.fixed_draws(self.planner, self.ensemble, population)
         else:
             generator = generator or _generator(0)
             draws = Draws(generator, [], generator)
+        offsets = self._offsets(states, deterministic)
         if not in_closed_form:
-            case = Case(states, self.goal(), self.units(), draws.generator)
+            case = Case(states, self.goal(), self.units(), draws.generator, offsets)
             return AutogradJudges(self.ensemble, self.codec, case), draws
         n_draws, depend_on = max(self.planner.n_iterations, 1), self._depend_on()
-        return self._court.judges(self.ensemble, self.codec, states, self._aims, depend_on, draws, n_draws), draws
+        return self._court.judges(self.ensemble, self.codec, states, offsets, self._aims, depend_on, draws, n_draws), draws
+
+    def _offsets(self, states: th.Tensor, deterministic: bool) -> th.Tensor | None:
+        """
+        :param states: Standardised states, shape (n, d).
+        :param deterministic: See :meth:`plan`.
+        :return: See :class:`~sb3_rgrl.judges.Case`.
+        """
+        if not self._scores_nearby(deterministic):
+            return None
+        noise = state_offsets(self.ensemble_size, states.shape[1], self.plan_state_noise)
+        return th.from_numpy(noise).to(states)
 
     def _in_closed_form(self, states: th.Tensor) -> bool:
         # Closed forms work in place: outside of the CPU and in other precisions autograd does.
@@ -364,7 +381,8 @@ class DecidingPolicy(ExpectingPolicy):
         counted = count_evaluations(self.searcher, self.ensemble_size, self.starts.n_plans, n_considered)
         # All members judge the mean once more, where it is good at once.
         of_mean = self.ensemble_size if self._executes_means(deterministic) else 0
-        return counted._replace(scoring=counted.scoring + of_mean)
+        n_times = STATE_DRAWS if self._scores_nearby(deterministic) else 1
+        return counted._replace(scoring=n_times * (counted.scoring + of_mean))
 
 
 def _side_by_side(plans: list[Plan]) -> Plan:

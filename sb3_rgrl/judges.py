@@ -32,6 +32,15 @@ class Case(NamedTuple):
     units: Units
     generator: np.random.Generator
     """Source of the hidden units that thinned members miss."""
+    offsets: th.Tensor | None = None
+    """What members add to the states where they score plans, K times, shape (K, m, 1, d), see
+    :func:`~sb3_rgrl.nearby.state_offsets`; None: nothing, once."""
+
+    def nearby(self) -> Sequence[th.Tensor | None]:
+        """
+        :return: The offsets of each time that members score plans.
+        """
+        return [None] if self.offsets is None else list(self.offsets)
 
 
 class Judges(Protocol[Array]):
@@ -52,7 +61,8 @@ class Judges(Protocol[Array]):
     def score(self, preactivated: Array) -> Array:
         """
         :param preactivated: Plans, shape (P, n, T, action_dim).
-        :return: Error of what would be executed, as each of the m whole members sees it, shape (m, P, n).
+        :return: Error of what would be executed, as each of the m whole members sees it, shape (m, P, n); with offsets in the
+            mean over its states nearby.
         """
 
 
@@ -81,28 +91,39 @@ class AutogradJudges:
         # No gradient may reach the weights, and not tracking them is faster.
         with th.no_grad():
             members = self.ensemble.members(chosen, thinning=self.case.generator)
-        return self._distance(self.codec.activate(preactivated), members, self.case.goal.of(chosen))
+        return self._distance(self.case.states, self.codec.activate(preactivated), members, self.case.goal.of(chosen))
 
     def error(self, preactivated: th.Tensor, chosen: np.ndarray | None) -> th.Tensor:
         """See :meth:`Judges.error`."""
         judges = None if chosen is None else th.from_numpy(chosen).to(preactivated.device)
         with th.no_grad():
             executed = self.codec.execute(preactivated)
-            return self._distance(executed, self.ensemble.members(judges), self.case.goal.of(judges))
+            members = self.ensemble.members(judges)
+            return self._distance(self.case.states, executed, members, self.case.goal.of(judges))
 
     def score(self, preactivated: th.Tensor) -> th.Tensor:
         """See :meth:`Judges.score`."""
         population, n_states = preactivated.shape[:2]
         executed = self.codec.execute(preactivated).flatten(end_dim=1)
         with th.no_grad():
-            for_all = executed.expand(self.ensemble.n_members, -1, -1, -1)
-            errors = self._distance(for_all, self.ensemble.members(), self.case.goal)
-        return errors.reshape(-1, population, n_states)
+            for_all, members = executed.expand(self.ensemble.n_members, -1, -1, -1), self.ensemble.members()
+            scores = []
+            for offsets in self.case.nearby():
+                states = self.case.states if offsets is None else self.case.states + offsets
+                scores.append(self._distance(states, for_all, members, self.case.goal))
+        return (sum(scores[1:], start=scores[0]) / len(scores)).reshape(-1, population, n_states)
 
-    def _distance(self, actions: th.Tensor, members: Any, goal: Goal) -> th.Tensor:
+    def _distance(self, states: th.Tensor, actions: th.Tensor, members: Any, goal: Goal) -> th.Tensor:
+        """
+        :param states: Standardised states, shape (n, d), or (g, n, d) with states of their own for each group.
+        :param actions: Encoded actions, shape (g, b, T, action_dim), b a multiple of n.
+        :param members: The g members that are asked.
+        :param goal: What they aim at.
+        :return: Their errors, shape (g, b).
+        """
         n_groups, n_plans = actions.shape[:2]
-        states = self.case.states
-        repeated = states.repeat(n_plans // len(states), 1).expand(n_groups, -1, -1)
+        times = n_plans // states.shape[-2]
+        repeated = states.repeat(*[1] * (states.ndim - 2), times, 1).expand(n_groups, -1, -1)
         return goal.distance(imagine(self.ensemble, repeated, actions, members, self.case.units))
 
 
@@ -187,10 +208,13 @@ class ClosedFormJudges:
         # In equal shares: buffers are kept for each number of plans.
         n_shares = -(-population * n_states // self.MAX_ROWS)
         at_once = -(-population // n_shares)
+        nearby = [_as_numpy(offsets) for offsets in self.case.nearby()]
         errors = []
         for first in range(0, population, at_once):
             executed = self.codec.execute(preactivated[first : first + at_once]).reshape(-1, *plan)
-            errors.append(self.errors.score(executed).reshape(-1, len(executed) // n_states, n_states))
+            scores = [self.errors.score(executed, offsets) for offsets in nearby]
+            mean = sum(scores[1:], start=scores[0]) / len(scores) if len(scores) > 1 else scores[0]
+            errors.append(mean.reshape(-1, len(executed) // n_states, n_states))
         return errors[0] if len(errors) == 1 else np.concatenate(errors, axis=1)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 import sb3_rgrl.closed_form
 from sb3_rgrl import RGRL
 from sb3_rgrl.judges import AutogradJudges, Case, ClosedFormJudges, closed_form_of
+from sb3_rgrl.nearby import state_offsets
 from sb3_rgrl.policies import (
     AttentionEnsemblePolicy,
     EnsemblePolicy,
@@ -51,7 +52,9 @@ def make_policy(policy_class, space: str = "discrete", seed: int = 0, **kwargs) 
 def both_judges(policy: EnsemblePolicy, n_states: int) -> tuple[AutogradJudges, ClosedFormJudges]:
     """Of one case, with generators of their own that draw the same missing units."""
     states = th.randn(n_states, 4, generator=th.Generator().manual_seed(1))
-    cases = [Case(states, policy.goal(), policy.units(), np.random.default_rng(2)) for _ in range(2)]
+    noise = policy.plan_state_noise
+    offsets = th.from_numpy(state_offsets(policy.ensemble_size, 4, noise)) if noise > 0.0 else None
+    cases = [Case(states, policy.goal(), policy.units(), np.random.default_rng(2), offsets) for _ in range(2)]
     form = closed_form_of(policy.ensemble, policy.action_space, policy.compile_planning)
     assert form is not None
     return (
@@ -77,13 +80,15 @@ def assert_close(actual: np.ndarray, expected: th.Tensor) -> None:
     n_states=st.integers(1, 3),
     chosen=st.sampled_from([None, [2, 0, 2, 1]]),
     compile_planning=st.booleans(),
+    noise=st.sampled_from([0.0, 0.5]),
     seed=st.integers(0, 100),
 )
 def test_gradients_and_scores_equal_autograd(
-    policy_class, space, aim, return_weight, activation_fn, net_arch, n_states, chosen, compile_planning, seed
+    policy_class, space, aim, return_weight, activation_fn, net_arch, n_states, chosen, compile_planning, noise, seed
 ):
     members = {"activation_fn": activation_fn, "net_arch": net_arch, "compile_planning": compile_planning}
-    policy = make_policy(policy_class, space, seed, aim=aim, return_weight=return_weight, **members)
+    kwargs = {"aim": aim, "return_weight": return_weight, "plan_state_noise": noise, **members}
+    policy = make_policy(policy_class, space, seed, **kwargs)
     plain, fast = both_judges(policy, n_states)
     judged = None if chosen is None else np.array(chosen)
     n_groups, n_plans = (3, 2) if chosen is None else (4, 1)
@@ -99,11 +104,11 @@ def test_gradients_and_scores_equal_autograd(
 
 @pytest.mark.parametrize("member_choice", ["random", "cyclic", "mean"])
 @pytest.mark.parametrize("n_candidates", [6, 4])
-@pytest.mark.parametrize("return_lambda", [1.0, 0.6])
+@pytest.mark.parametrize(("return_lambda", "noise"), [(1.0, 0.0), (1.0, 0.3), (0.6, 0.0)])
 @pytest.mark.parametrize("policy_class", CLOSED)
-def test_decisions_are_the_same_on_both_paths(policy_class, return_lambda, n_candidates, member_choice):
+def test_decisions_are_the_same_on_both_paths(policy_class, return_lambda, noise, n_candidates, member_choice):
     kwargs = {"n_candidates": n_candidates, "member_choice": member_choice, "return_lambda": return_lambda}
-    policy = make_policy(policy_class, **kwargs)
+    policy = make_policy(policy_class, plan_state_noise=noise, **kwargs)
     observations = np.random.default_rng(3).normal(2.0, 3.0, (5, 4)).astype(np.float32)
     plans = []
     for fast_gradients in (True, False):
@@ -350,7 +355,7 @@ def test_scores_in_several_goes_are_the_same(policy_class, n_states, max_rows, s
     plans = np.random.default_rng(0).normal(size=(6, n_states, 6, 3)).astype(np.float32)
     at_once, asked, score = judges.score(plans), [], judges.errors.score
     monkeypatch.setattr(ClosedFormJudges, "MAX_ROWS", max_rows)
-    monkeypatch.setattr(judges.errors, "score", lambda actions: asked.append(len(actions)) or score(actions))
+    monkeypatch.setattr(judges.errors, "score", lambda actions, offsets: asked.append(len(actions)) or score(actions, offsets))
     np.testing.assert_allclose(judges.score(plans), at_once, rtol=1e-5)
     assert asked == shapes
 

@@ -104,22 +104,25 @@ class PlanErrors:
             self.form.pull_back(d_rewards, d_returns, out=self.activation.room())
             return error, self.activation.backward()
 
-    def score(self, actions: Array) -> Array:
+    def score(self, actions: Array, offsets: Array | None = None) -> Array:
         """
         :param actions: Encoded actions as they would be executed, shape (b, T, A).
+        :param offsets: What each member adds to the states, shape (m, 1, d); None: nothing.
         :return: Error of each plan as each of the m whole members sees it, shape (m, b).
         """
-        return self.judge(actions[None], None)
+        return self.judge(actions[None], None, offsets)
 
-    def judge(self, actions: Array, chosen: Array | None) -> Array:
+    def judge(self, actions: Array, chosen: Array | None, offsets: Array | None = None) -> Array:
         """
         :param actions: Encoded actions as they would be executed, shape (g, b, T, A), or (1, b, T, A) for all members.
         :param chosen: Which member judges each of the g groups, shape (g,); None: all m members in order.
+        :param offsets: What is added to the states for each of the g groups, shape (g, 1, d); None: nothing.
         :return: Error of each plan as that member sees it when it is whole, shape (g, b).
         """
+        states = self._states if offsets is None else self._states + offsets
         with np.errstate(all="ignore"):
             self.form.ask(chosen)
-            return self._error(self.form.imagine(self._states, actions, keep=False), chosen)[0]
+            return self._error(self.form.imagine(states, actions, keep=False), chosen)[0]
 
     def _error(self, survival: Survival, chosen: Array | None) -> tuple[Array, Array, Array]:
         """
