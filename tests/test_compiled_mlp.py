@@ -130,8 +130,7 @@ def outlived(survival_class, shape, told, seed, dtype=np.float32):
 )
 def test_ends_count_as_in_numpy(shape, told, seed):
     found, expected = (outlived(kind, shape, told, seed) for kind in (CompiledSurvival, Survival))
-    # Of some numbers as large as what is told the exponential is taken, which is off by as much as their sum is rounded.
-    assert_close(found, expected, max(1e-5, 16 * float(np.finfo(np.float32).eps) * told))
+    assert_close(found, expected)
 
 
 def test_ends_count_in_double_precision_to_the_last_bit():
