@@ -12,7 +12,8 @@ STATE_DRAWS = 4
 def state_offsets(n_members: int, state_dim: int, std: float) -> np.ndarray:
     """
     Noise for the states from which members score plans, the same at each call: plans are liked less that members expect to go
-    well from exactly one state alone, which may be what all of them are wrong about. It sums to 0: in the mean nothing is moved.
+    well from exactly one state alone, which may be what all of them are wrong about. It sums to 0: in the mean nothing
+    is moved.
 
     :param n_members: Number m of members.
     :param state_dim: Elements d of a state.
