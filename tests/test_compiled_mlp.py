@@ -13,6 +13,7 @@ from sb3_rgrl import RGRL
 from sb3_rgrl.closed_form import MlpClosedForm, PlanErrors
 from sb3_rgrl.closed_form.layers import activation_of
 from sb3_rgrl.closed_form.survival import Survival
+from sb3_rgrl.ensemble.base import END_SLOPE
 from sb3_rgrl.judges import closed_form_of
 from sb3_rgrl.policies import GruEnsemblePolicy, MlpEnsemblePolicy
 from tests.test_closed_form import (
@@ -33,6 +34,8 @@ pytest.importorskip("numba")
 kernels = pytest.importorskip("sb3_rgrl.closed_form.kernels")
 CompiledSurvival = pytest.importorskip("sb3_rgrl.closed_form.compiled_survival").CompiledSurvival
 compiled_mlp = pytest.importorskip("sb3_rgrl.closed_form.compiled_mlp")
+# Of a sum of a few float32 numbers, and of what it is multiplied by.
+ROUNDINGS = 10
 CODES = {"SiLU": compiled_mlp.SILU, "Tanh": compiled_mlp.TANH, "ReLU": compiled_mlp.RELU}
 
 
@@ -103,6 +106,8 @@ def test_a_silenced_unit_is_missing_to_the_last_bit(name):
 def outlived(survival_class, shape, told, seed, dtype=np.float32):
     """
     What counts of random rewards, and the gradient of random weights on it. In memory numbers are apart, as members tell them.
+
+    :return: Counted rewards and returns-to-go, and the gradient on each argument; these arguments, and the weights.
     """
     n_windows, n_milestones, n_members, batch, n_rewards = shape
     rng = np.random.default_rng(seed)
@@ -119,7 +124,34 @@ def outlived(survival_class, shape, told, seed, dtype=np.float32):
         # Nothing is left of the first time.
         survival.forward(*numbers, largest)
         survival.backward(*weights, out)
-    return [*counted, *out]
+    return [*counted, *out], numbers, weights
+
+
+def rounding_of_ends(numbers, weights):
+    """
+    What float32 cannot tell of the gradient on predicted ends, which is alive times e (1 - e) times a difference of rewards
+    and of what comes later. Both sides of the difference are known to so many roundings of their own size, however small
+    it is, and an end e, one less what is left, to roundings of one, however small it is.
+
+    :return: In double precision, in the shape of the gradient.
+    """
+    rewards, returns_to_go, end_rewards, d_rewards, d_returns = (
+        np.abs(x.astype(np.float64)) for x in (numbers[0], *numbers[2:], *weights)
+    )
+    left = 1 / (1 + np.exp(np.minimum(END_SLOPE * (numbers[1].astype(np.float64) - 1), Survival.LARGEST_LOGIT)))
+    brought = (d_rewards.reshape(rewards.shape) * (rewards + end_rewards)).sum(-1)
+    segments = list(np.ndindex(left.shape[:2]))
+    alive, terms = np.empty_like(left), np.empty_like(left)
+    before, later = np.ones(left.shape[2:]), np.zeros(left.shape[2:])
+    for k, n in segments:
+        alive[k, n] = before
+        before = before * left[k, n]
+    for k, n in reversed(segments):
+        later = later + d_returns[k] * returns_to_go[k] * (n == left.shape[1] - 1)
+        terms[k, n] = brought[k, n] + later
+        later = brought[k, n] + left[k, n] * later
+    roundings = ROUNDINGS * left * (1 - left) + 2 * left
+    return np.finfo(np.float32).eps * roundings * END_SLOPE * alive * terms
 
 
 @settings(max_examples=60, deadline=None)
@@ -129,12 +161,15 @@ def outlived(survival_class, shape, told, seed, dtype=np.float32):
     seed=st.integers(0, 1000),
 )
 def test_ends_count_as_in_numpy(shape, told, seed):
-    found, expected = (outlived(kind, shape, told, seed) for kind in (CompiledSurvival, Survival))
+    (found, *given), (expected, *_) = (outlived(kind, shape, told, seed) for kind in (CompiledSurvival, Survival))
+    of_ends, should_be = found.pop(3), expected.pop(3)
     assert_close(found, expected)
+    assert of_ends.dtype == should_be.dtype
+    np.testing.assert_array_less(np.abs(of_ends - should_be.astype(np.float64)), rounding_of_ends(*given) + 1e-30)
 
 
 def test_ends_count_in_double_precision_to_the_last_bit():
-    found, expected = (outlived(kind, (3, 2, 2, 3, 2), 1.0, 0, np.float64) for kind in (CompiledSurvival, Survival))
+    found, expected = (outlived(kind, (3, 2, 2, 3, 2), 1.0, 0, np.float64)[0] for kind in (CompiledSurvival, Survival))
     for is_, should in zip(found, expected, strict=True):
         np.testing.assert_array_equal(is_, should)
 
