@@ -5,33 +5,31 @@ Evaluate saved agents of the benchmark once more, deciding in another way: the s
     python examples/decide_otherwise.py results/CartPole-v1/rgrl/seed-* --set policy_kwargs.plan_state_noise=0.1
 
 What is set must change decisions and nothing of what was learned. Without ``--set`` agents decide as they did, which shows
-that nothing else is different here. Each evaluation is a row per episode of the file ``--out``; those that are in it are
-not made again, so a command that was stopped goes on.
+that nothing else is different here. Each agent has files of its own in the folder ``--out``, one row per episode; the same
+command makes those that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch as th
-from experiments import Settings, parse_changes, with_changes
+from commands import run_command
+from experiments import Experiment, Run, Settings, WriteRow, parse_changes, read_result, with_changes
 
 from sb3_rgrl import RGRL
 from sb3_rgrl.benchmark.peers import Contestant, make_contestant
 from sb3_rgrl.benchmark.protocol import N_EVAL_ENVS, Evaluations, Row
-from sb3_rgrl.benchmark.results import AGENTS_FOLDER, COLUMNS, RunInfo, read_run
+from sb3_rgrl.benchmark.results import AGENTS_FOLDER, COLUMNS, read_run
 
-KEYS = ("env_id", "variant", "seed", "settings", "agent")
-# Training costs nothing here, and how much memory it takes was measured then.
-MEASURED = tuple(name for name in COLUMNS if not name.startswith(("train_", "peak_")))
+# Of what an evaluation tells; training costs nothing here.
+MEASURED = ("step", "episode", "return", "length", "decision_ms", "final")
 
 
 def agents_of(folder: Path) -> list[Path]:
@@ -57,102 +55,101 @@ def changed_agent(path: Path, changes: Settings) -> RGRL:
     :raises ValueError: If there is no such argument, or it has a value that what was learned does not fit.
     """
     saved = RGRL.load(path, device="cpu")
-    policy = saved.policy_class.__name__
-    changed = with_changes({"policy_kwargs": saved.policy_kwargs}, changes, policy)
+    changed = with_changes({"policy_kwargs": saved.policy_kwargs}, changes, saved.policy_class.__name__)
     return RGRL.load(path, device="cpu", custom_objects=changed)
 
 
-def evaluate(info: RunInfo, model: RGRL, number: int, is_final: bool, contestant: Contestant) -> list[dict[str, Any]]:
+def evaluate(settings: Settings, write_row: WriteRow) -> Settings:
     """
-    :param info: The run that the agent is of.
-    :param model: The agent.
-    :param number: Which evaluation of the run it is, from 0: that decides the first states.
-    :param is_final: Whether it is the one at the end, of more episodes.
-    :param contestant: Whose environments are used.
-    :return: A row for each episode, with :data:`MEASURED`.
+    Evaluate one agent by the protocol of the benchmark.
+
+    :param settings: See :func:`evaluations_of`.
+    :param write_row: Takes the values of :data:`MEASURED` for each episode.
+    :return: Nothing to note.
     """
+    folder, name = Path(settings["run"]), settings["agent"]
+    info, is_final = read_run(folder), name == "final"
+    model = changed_agent(folder / AGENTS_FOLDER / f"{name}.zip", settings["changes"])
     rows: list[Row] = []
-    again = Contestant(model, contestant.learn, contestant.eval_env, contestant.deterministic)
-    evaluations = Evaluations(again, info, rows.extend, lambda: None)
-    evaluations.n_made = number
-    evaluations.evaluate(info.n_final_episodes if is_final else info.n_eval_episodes, is_final)
-    named = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-    return [{name: row[name] for name in MEASURED} for row in named]
+    with tempfile.TemporaryDirectory() as scratch:
+        made = make_contestant(info, N_EVAL_ENVS, Path(scratch))
+        contestant = Contestant(model, made.learn, made.eval_env, made.deterministic)
+        evaluations = Evaluations(contestant, info, rows.extend, lambda: None)
+        # That decides the first states.
+        evaluations.n_made = settings["number"]
+        evaluations.evaluate(info.n_final_episodes if is_final else info.n_eval_episodes, is_final)
+        made.eval_env.close()
+    for row in rows:
+        values = dict(zip(COLUMNS, row, strict=True))
+        write_row(*(values[name] for name in MEASURED))
+    return {}
 
 
-def rows_in(path: Path) -> list[dict[str, str]]:
+def evaluations_of(folder: Path, changes: Settings, only: Sequence[str]) -> list[Run]:
     """
-    :param path: File of this program; it need not be there.
-    :return: Its rows.
-    :raises ValueError: If it has other columns.
-    """
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != (*KEYS, *MEASURED):
-        raise ValueError(f"{path} is no file of this program: it has the columns {reader.fieldnames}. Choose another --out.")
-    return rows
-
-
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """
-    :param path: File of this program; it is made if needed.
-    :param rows: What to add, with all columns.
-    """
-    is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, (*KEYS, *MEASURED), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def evaluate_run(folder: Path, changes: Settings, only: Sequence[str], out: Path) -> None:
-    """
-    Evaluate the agents of one run that were not evaluated in this way yet.
-
-    :param folder: Folder of the run.
+    :param folder: Folder of a run of the benchmark.
     :param changes: See :func:`changed_agent`.
     :param only: Names of agents; none: all.
-    :param out: File that gets the rows.
+    :return: One evaluation for each of its agents.
+    :raises ValueError: If there are none, or they cannot be changed so.
     """
-    info, agents, done = read_run(folder), agents_of(folder), rows_in(out)
-    settings = json.dumps(changes, sort_keys=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        contestant = make_contestant(info, N_EVAL_ENVS, Path(scratch))
-        for number, path in enumerate(agents):
-            keys = dict(zip(KEYS, (info.env_id, info.variant, str(info.seed), settings, path.stem), strict=True))
-            if (only and path.stem not in only) or any(keys.items() <= row.items() for row in done):
-                continue
-            rows = evaluate(info, changed_agent(path, changes), number, path.stem == "final", contestant)
-            append(out, [{**keys, **row} for row in rows])
-            returns = np.array([row["return"] for row in rows])
-            error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
-            print(f"{info.name} {path.stem} {settings}: {returns.mean():.1f} ± {error:.1f}", flush=True)
-        contestant.eval_env.close()
+    info, agents = read_run(folder), agents_of(folder)
+    changed_agent(agents[-1], changes)
+    # Names of files: what is set is told in full in the settings.
+    way = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:8] if changes else "as-saved"
+    return [
+        Run(
+            f"{info.name.replace('/', '--')}--{path.stem}--{way}",
+            {
+                "run": str(folder),
+                "agent": path.stem,
+                "number": number,
+                "changes": changes,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            },
+            cost=info.n_final_episodes if path.stem == "final" else info.n_eval_episodes,
+        )
+        for number, path in enumerate(agents)
+        if not only or path.stem in only
+    ]
+
+
+def show(experiment: Experiment, runs: Sequence[Run]) -> None:
+    """
+    :param experiment: The experiment.
+    :param runs: Finished runs of it, whose mean returns are printed with their standard errors.
+    """
+    for run in runs:
+        returns = read_result(experiment, run.name).column("return")
+        error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
+        print(f"{run.settings['run']} {run.settings['agent']}: {returns.mean():.1f} ± {error:.1f}")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """
     :param words: The command line; None: that of this process.
-    :return: Exit code: 0, or 2 for bad input.
+    :return: Exit code: 0, 1 if an evaluation failed, 2 for bad input, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, made with --save-agents")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="e.g. policy_kwargs.plan_temperature=2")
-    parser.add_argument("--agents", nargs="+", default=[], help="steps of the agents, or final (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("decide_otherwise.csv"), help="file (default: %(default)s)")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, help="folders of runs, made with --save-agents")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="e.g. policy_kwargs.plan_temperature=2")
+    add("--agents", nargs="+", default=[], help="steps of the agents, or final (default: all)")
+    add("--out", type=Path, default=Path("results_decided_otherwise"), help="folder (default: %(default)s)")
+    add("--jobs", type=int, default=2, help="evaluations at the same time, one thread each (default: %(default)s)")
+    add("--mix", action="store_true", help="keep finished evaluations of other versions as they are")
     arguments = parser.parse_args(words)
-    th.set_num_threads(1)
+    experiment = Experiment(arguments.out, MEASURED, evaluate)
     try:
-        for folder in arguments.runs:
-            evaluate_run(folder, parse_changes(arguments.set), arguments.agents, arguments.out)
+        changes = parse_changes(arguments.set)
+        runs = [run for folder in arguments.runs for run in evaluations_of(folder, changes, arguments.agents)]
+        code = run_command(experiment, runs, arguments.jobs, arguments.mix)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    if code == 0:
+        show(experiment, runs)
+    return code
 
 
 if __name__ == "__main__":
