@@ -64,6 +64,7 @@ class SequenceReplayBuffer(SequentializingBuffer):
         ``"all"``, all of them before every draw, as in the paper, which costs a pass over the whole buffer.
     :param seed: Seed of the draws.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
+    :param uneven_actions: Whether windows tell how the steps of an action differed, and not their mean alone.
     :raises ValueError: If a window's steps are not within 1 .. buffer_size / n_envs, ``milestone_every`` does not divide
         ``sequence_length``, or ``priority_refresh`` is unknown.
     """
@@ -89,6 +90,7 @@ class SequenceReplayBuffer(SequentializingBuffer):
         priority_refresh: str = "drawn",
         seed: int | None = None,
         reward_shape: tuple[int, ...] = (),
+        uneven_actions: bool = False,
     ) -> None:
         super().__init__(int(buffer_size), observation_space, action_space, device, n_envs)
         self._check_room(action_repeat, sequence_length)
@@ -102,7 +104,7 @@ class SequenceReplayBuffer(SequentializingBuffer):
             raise ValueError(f"priority_refresh must be one of {PRIORITY_REFRESHES}, got {priority_refresh!r}")
         self.gamma = gamma
         self.return_in_priority, self.priority_refresh = return_in_priority, priority_refresh
-        self.return_recency = return_recency
+        self.return_recency, self.uneven_actions = return_recency, uneven_actions
         self.rng = np.random.default_rng(seed)
         self.sampler = PrioritizedSampler(buffer_size, n_members, per_exponent, per_epsilon, self.rng)
         self._make_room(action_dim, reward_shape)
@@ -224,7 +226,8 @@ class SequenceReplayBuffer(SequentializingBuffer):
 
     def _by_action(self, windows: StoredWindows) -> tuple[np.ndarray, np.ndarray]:
         """
-        :return: The actions of windows, shape (g, b, L, action_dim), and their rewards, shape (g, b, L, ``*reward_shape``).
+        :return: The actions of windows, see :class:`~sb3_rgrl.targets.WindowSamples`, and their rewards, shape
+            (g, b, L, ``*reward_shape``).
         """
         actions, rewards = windows.actions, windows.rewards
         if self.action_repeat == 1:
@@ -234,7 +237,11 @@ class SequenceReplayBuffer(SequentializingBuffer):
         discounts = self.step_gamma ** np.arange(self.action_repeat, dtype=np.float32)
         by_action = rewards.reshape(*shape, *rewards.shape[3:])
         discounted = by_action * for_components(discounts, rewards.shape[3:])
-        return actions.reshape(*shape, *actions.shape[3:]).mean(axis=3), discounted.sum(axis=3, dtype=np.float32)
+        steps = actions.reshape(*shape, *actions.shape[3:])
+        mean = steps.mean(axis=3)
+        # Of up to three steps these tell all, and of more of them as well where the action changed once.
+        told = [mean, steps[..., 0, :] - mean, steps[..., -1, :] - mean] if self.uneven_actions else [mean]
+        return np.concatenate(told, axis=-1), discounted.sum(axis=3, dtype=np.float32)
 
     def _recency(self, places: np.ndarray) -> np.ndarray:
         """

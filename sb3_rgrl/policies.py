@@ -91,6 +91,10 @@ class EnsemblePolicy(DecidingPolicy):
     :param windows_per_sample: How many windows in a row members learn from. With more than one they go on from the
         states that they expect, as they do in plans. None: as many as hold six actions, or fewer where episodes are cut off
         early; one where a features extractor learns.
+    :param uneven_actions: Whether members are told how actions of the windows that they learn from changed while they lasted:
+        windows start at every step, but decisions are made each ``action_repeat`` steps. Else they take each action for what
+        it was in the mean, which is wrong where rewards or changes of state are not linear in it: of torques that cost as much
+        in either direction, +1 and -1 seem to be free. Plans hold each action, so decisions take no longer.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param compile_planning: Whether closed forms of multilayer perceptrons are compiled by numba at the first plan: a decision
@@ -163,6 +167,7 @@ class EnsemblePolicy(DecidingPolicy):
         n_warm_iterations: int | None = None,
         execute_steps: int | None = None,
         windows_per_sample: int | None = None,
+        uneven_actions: bool = False,
         fast_gradients: bool = True,
         compile_planning: bool = False,
         compile_losses: bool = False,
@@ -224,6 +229,7 @@ class EnsemblePolicy(DecidingPolicy):
         self.set_desired_reward(desired_reward)
         self.aim, self.return_weight, self.return_expectile = aim, return_weight, return_expectile
         self.return_trust, self.return_lambda = return_trust, return_lambda
+        self.uneven_actions = uneven_actions
         self.fast_gradients, self.compile_planning, self.compile_losses = fast_gradients, compile_planning, compile_losses
         self.search, self.warm_start = search, warm_start
         self.n_warm_iterations, self.execute_steps = n_warm_iterations, execute_steps
@@ -289,6 +295,7 @@ class EnsemblePolicy(DecidingPolicy):
             dropout=self.dropout,
             weight_initializer=self.weight_initializer,
             reward_shape=self.reward_shape,
+            uneven_actions=self.uneven_actions,
             **(self.member_kwargs or {}),
         )
 

@@ -286,6 +286,7 @@ class RGRL(ActingAlgorithm, LearningAlgorithm, SavedAlgorithm):
             per_epsilon=self.per_epsilon,
             seed=self.seed,
             reward_shape=self.policy.reward_shape,
+            uneven_actions=self.policy.uneven_actions,
             **self.replay_buffer_kwargs,
         )
         if self.env is not None:

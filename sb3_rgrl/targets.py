@@ -24,7 +24,9 @@ class WindowSamples(NamedTuple):
     observations: PyTorchObs
     """s_k, shape (g, b, ``*obs_shape``), or a dict of such tensors."""
     actions: th.Tensor
-    """Encoded a_k .. a_{k+L-1}, random after the end of an episode, shape (g, b, L, action_dim)."""
+    """Encoded a_k .. a_{k+L-1}, random after the end of an episode, shape (g, b, L, action_dim). Where members are told how
+    uneven they are, each is followed by how the first and the last step that it lasts differ from it, their mean:
+    (g, b, L, 3 * action_dim)."""
     rewards: th.Tensor
     """r_k .. r_{k+L-1}, 0 after the end of an episode, shape (g, b, L, ``*reward_shape``)."""
     next_observations: PyTorchObs

@@ -29,6 +29,7 @@ class AttentionEnsemble(Ensemble):
     :param n_milestones: How many times in a window state, end and return are predicted; None: after each step.
     :param n_heads: Number of attention heads; divides the width.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
+    :param uneven_actions: See :class:`Ensemble`.
     :raises ValueError: If ``net_arch`` is empty or uneven, or ``n_heads`` does not divide its width.
     """
 
@@ -45,6 +46,7 @@ class AttentionEnsemble(Ensemble):
         n_milestones: int | None = None,
         n_heads: int = 4,
         reward_shape: tuple[int, ...] = (),
+        uneven_actions: bool = False,
     ) -> None:
         super().__init__(
             state_dim,
@@ -55,6 +57,7 @@ class AttentionEnsemble(Ensemble):
             dropout,
             weight_initializer,
             reward_shape,
+            uneven_actions,
         )
         if len(set(net_arch)) != 1 or n_heads < 1 or net_arch[0] % n_heads != 0:
             raise ValueError(
@@ -75,6 +78,7 @@ class AttentionEnsemble(Ensemble):
         self.add_layer(width, state_dim + 1 + 3 * self.n_rewards)
         self.positions = nn.Parameter(0.02 * th.randn(n_members, 1, 1 + sequence_length, width))
         self.activation = activation_fn()
+        self.make_uneven_weight(1, width, fan=action_dim)
 
     def members(self, chosen: th.Tensor | None = None, thinning: np.random.Generator | None = None) -> list[Layer]:
         """See :meth:`Ensemble.members`; the last of the layers holds the embedding of the positions as its weight."""
@@ -85,8 +89,9 @@ class AttentionEnsemble(Ensemble):
         """See :meth:`Ensemble.forward`."""
         embed_state, embed_action, *blocks, head, (positions, _) = members
         n_groups, batch, n_steps, _ = actions.shape
-        of_actions = embed_action(actions.reshape(n_groups, batch * n_steps, -1)).reshape(n_groups, batch, n_steps, -1)
-        tokens = th.cat([embed_state(state).unsqueeze(2), of_actions], dim=2) + positions
+        flat = actions.reshape(n_groups, batch * n_steps, -1)
+        of_actions = self.with_unevenness(embed_action(flat[..., : self.action_dim]), flat[..., self.action_dim :])
+        tokens = th.cat([embed_state(state).unsqueeze(2), of_actions.reshape(n_groups, batch, n_steps, -1)], dim=2) + positions
         for k in range(0, len(blocks), 4):
             tokens = self._block(tokens, blocks[k : k + 4])
         outputs = head(_normalised(tokens[:, :, 1:]).reshape(n_groups, batch * n_steps, -1))

@@ -77,8 +77,12 @@ class Ensemble(nn.Module, ABC):
     :param dropout: Probability that a hidden unit is missing from a thinned member.
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
+    :param uneven_actions: Whether members can be told how actions of windows changed while they lasted, see :meth:`forward`.
     :raises ValueError: If ``n_milestones`` does not divide ``sequence_length``.
     """
+
+    uneven_weight: nn.Parameter | None
+    """Weights of what tells that, shape (m, n_inputs, n_outputs)."""
 
     def __init__(
         self,
@@ -90,6 +94,7 @@ class Ensemble(nn.Module, ABC):
         dropout: float,
         weight_initializer: str,
         reward_shape: tuple[int, ...] = (),
+        uneven_actions: bool = False,
     ) -> None:
         super().__init__()
         if n_milestones < 1 or sequence_length % n_milestones != 0:
@@ -98,6 +103,8 @@ class Ensemble(nn.Module, ABC):
         self.n_members, self.n_milestones, self.dropout = n_members, n_milestones, dropout
         self.weight_initializer = weight_initializer
         self.reward_shape, self.n_rewards = tuple(reward_shape), math.prod(reward_shape)
+        self.uneven_actions = uneven_actions
+        self.register_parameter("uneven_weight", None)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         # For each weight, which hidden layer's units its rows belong to; None: they belong to states or actions.
         self._fed_by: list[int | None] = []
@@ -121,6 +128,29 @@ class Ensemble(nn.Module, ABC):
         self._fed_by.append(fed_by)
         if fed_by == len(self._hidden_widths):
             self._hidden_widths.append(n_in)
+
+    def make_uneven_weight(self, n_actions: int, n_out: int, fan: int) -> None:
+        """
+        Give every member weights for how uneven actions are, where it is told that. From 0 they would not learn what counts as
+        much in either direction, such as a cost.
+
+        :param n_actions: How many actions come in at once.
+        :param n_out: Number of outputs of the layer that they come into.
+        :param fan: Number that bounds the first weights, as that of the layer.
+        """
+        if self.uneven_actions:
+            n_in = 2 * n_actions * self.action_dim
+            # Whatever else is drawn from that generator stays what it is without them.
+            with th.random.fork_rng(devices=[]):
+                self.uneven_weight, _ = initialize(self.weight_initializer, self.n_members, n_in, n_out, fan)
+
+    def with_unevenness(self, x: th.Tensor, uneven: th.Tensor) -> th.Tensor:
+        """
+        :param x: Outputs of the layer that actions come into, shape (g, b, n_outputs).
+        :param uneven: How uneven these actions are, shape (m, b, n_inputs); plans hold theirs, and tell nothing: (g, b, 0).
+        :return: The outputs with what that adds to them.
+        """
+        return x if self.uneven_weight is None or uneven.shape[-1] == 0 else th.baddbmm(x, uneven, self.uneven_weight)
 
     def draw_missing(self, n_groups: int, thinning: np.random.Generator) -> list[np.ndarray] | None:
         """
@@ -165,7 +195,9 @@ class Ensemble(nn.Module, ABC):
     def forward(self, state: th.Tensor, actions: th.Tensor, members: Any) -> WindowPrediction:
         """
         :param state: Standardised states, shape (g, b, d).
-        :param actions: Encoded actions, shape (g, b, t, action_dim).
+        :param actions: Encoded actions, shape (g, b, t, action_dim). With ``uneven_actions``, and of all members in order,
+            they may be followed by how uneven they are, as in :class:`~sb3_rgrl.targets.WindowSamples`: (m, b, t,
+            3 * action_dim).
         :param members: The g members that are asked, from :meth:`members`.
         :return: What they expect.
         """

@@ -28,6 +28,7 @@ class MlpEnsemble(Ensemble):
         falls off a cliff is not (the spectral bias, see Yang, Ajay and Agrawal, "Overcoming the spectral bias of neural value
         approximation", 2022); the paper's thermometer bits serve the same end. None: as the initializer has them.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
+    :param uneven_actions: See :class:`Ensemble`.
     :raises ValueError: If ``state_gain`` is not a positive number.
     """
 
@@ -47,9 +48,18 @@ class MlpEnsemble(Ensemble):
         n_milestones: int = 1,
         state_gain: float | None = 3.5,
         reward_shape: tuple[int, ...] = (),
+        uneven_actions: bool = False,
     ) -> None:
         super().__init__(
-            state_dim, action_dim, sequence_length, n_members, n_milestones, dropout, weight_initializer, reward_shape
+            state_dim,
+            action_dim,
+            sequence_length,
+            n_members,
+            n_milestones,
+            dropout,
+            weight_initializer,
+            reward_shape,
+            uneven_actions,
         )
         n_outputs = 2 * sequence_length * self.n_rewards + n_milestones * (state_dim + 1 + self.n_rewards)
         widths = [state_dim + sequence_length * action_dim, *net_arch, n_outputs]
@@ -58,6 +68,7 @@ class MlpEnsemble(Ensemble):
         self.activation = activation_fn()
         if state_gain is not None and state_dim > 0:
             self._steepen(state_gain)
+        self.make_uneven_weight(sequence_length, widths[1], fan=widths[0])
 
     def _steepen(self, state_gain: float) -> None:
         """
@@ -73,13 +84,15 @@ class MlpEnsemble(Ensemble):
 
     def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
         """See :meth:`Ensemble.forward`."""
-        x = th.cat([state, actions.flatten(start_dim=-2)], dim=-1)
-        for layer in members[:-1]:
-            x = self.activation(layer(x))
+        held, uneven = actions[..., : self.action_dim], actions[..., self.action_dim :]
+        x = members[0](th.cat([state, held.flatten(start_dim=-2)], dim=-1))
+        x = self.with_unevenness(x, uneven.flatten(start_dim=-2))
+        for layer in members[1:]:
+            x = layer(self.activation(x))
         n_milestones = self.n_milestones
         n_of_rewards, n_of_returns = self.sequence_length * self.n_rewards, n_milestones * self.n_rewards
         sizes = [n_of_rewards, n_milestones * self.state_dim, n_milestones, n_of_returns, n_of_rewards]
-        rewards, change, ended, return_to_go, end_rewards = th.split(members[-1](x), sizes, dim=-1)
+        rewards, change, ended, return_to_go, end_rewards = th.split(x, sizes, dim=-1)
         return WindowPrediction(
             self.as_rewards(rewards, self.sequence_length),
             change.reshape(*change.shape[:-1], n_milestones, -1),

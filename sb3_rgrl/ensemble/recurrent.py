@@ -26,6 +26,7 @@ class RecurrentEnsemble(Ensemble):
     :param weight_initializer: How weights begin, one of ``WEIGHT_INITIALIZERS``.
     :param n_milestones: How many times in a window state, end and return are predicted; None: after each step.
     :param reward_shape: Shape of a reward, () for numbers and (c,) for vectors of c components.
+    :param uneven_actions: See :class:`Ensemble`.
     :raises ValueError: If there is no layer.
     """
 
@@ -48,6 +49,7 @@ class RecurrentEnsemble(Ensemble):
         weight_initializer: str = "torch",
         n_milestones: int | None = None,
         reward_shape: tuple[int, ...] = (),
+        uneven_actions: bool = False,
     ) -> None:
         super().__init__(
             state_dim,
@@ -58,6 +60,7 @@ class RecurrentEnsemble(Ensemble):
             dropout,
             weight_initializer,
             reward_shape,
+            uneven_actions,
         )
         if len(net_arch) == 0:
             raise ValueError("net_arch of recurrent members needs the width of one layer at least, got []")
@@ -70,17 +73,22 @@ class RecurrentEnsemble(Ensemble):
             self.add_layer(width, self.n_gates * width, fed_by=k, fan=width)
             n_inputs = width
         self.add_layer(n_inputs, state_dim + 1 + 3 * self.n_rewards, fed_by=len(net_arch) - 1)
+        self.make_uneven_weight(1, self.n_gates * net_arch[0], fan=net_arch[0])
         self.activation = activation_fn()
 
     def forward(self, state: th.Tensor, actions: th.Tensor, members: list[Layer]) -> WindowPrediction:
         """See :meth:`Ensemble.forward`."""
         n_groups, batch, n_steps, _ = actions.shape
-        x, per_layer = actions, self.n_memories + 2
+        x, uneven = actions[..., : self.action_dim], actions[..., self.action_dim :]
+        per_layer = self.n_memories + 2
         for first in range(0, len(members) - 1, per_layer):
             *encoders, from_input, from_hidden = members[first : first + per_layer]
             memory = self.encode(state, encoders)
             # All steps of the input go through in one product; only the hidden state has to wait for its turn.
-            driven = from_input(x.reshape(n_groups, batch * n_steps, -1)).reshape(n_groups, batch, n_steps, -1)
+            driven = from_input(x.reshape(n_groups, batch * n_steps, -1))
+            if first == 0:
+                driven = self.with_unevenness(driven, uneven.reshape(n_groups, batch * n_steps, uneven.shape[-1]))
+            driven = driven.reshape(n_groups, batch, n_steps, -1)
             hidden = []
             for k in range(n_steps):
                 memory = self.step(driven[:, :, k], from_hidden(memory[0]), memory)
