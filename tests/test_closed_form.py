@@ -252,11 +252,11 @@ def reference(case, preactivated, chosen=None, missing=None):
     return error.detach(), th.autograd.grad(error.sum(), preactivated)[0]
 
 
-def assert_same(found, expected, tolerance):
-    """Equal but for a share of the largest number."""
+def assert_same(found, expected, tolerance, cut=0.0):
+    """Equal but for a share of the largest number, and what was cut off."""
     for is_, should in zip(found, expected, strict=True):
         assert is_.dtype == should.numpy().dtype
-        np.testing.assert_allclose(is_, should, rtol=tolerance, atol=tolerance * float(should.abs().max()))
+        np.testing.assert_allclose(is_, should, rtol=tolerance, atol=tolerance * float(should.abs().max()) + cut)
 
 
 @st.composite
@@ -362,8 +362,11 @@ def test_forward_and_backward_equal_autograd_for_any_function_of_the_outcome(cas
     form.begin([w.numpy() for w in case.weights], [b.numpy() for b in case.biases], in_numpy(case.units))
     state = case.states if shared else repeated.expand(n_members, -1, -1)
     found = form.forward(state.numpy(), actions.detach().numpy())
-    assert_same(found, [rewards.detach(), returns.detach()], 1e-9)
-    assert_same([form.backward(d_rewards.numpy(), d_returns.numpy())], [d_actions], 1e-9)
+    # What is alive with less probability than that counts for nothing in closed form, and where all but nothing is alive that
+    # is no small share of the largest number.
+    cut = 10.0 * Survival.LEAST_ALIVE
+    assert_same(found, [rewards.detach(), returns.detach()], 1e-9, cut)
+    assert_same([form.backward(d_rewards.numpy(), d_returns.numpy())], [d_actions], 1e-9, cut)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "gru", "lstm", "rnn"])
