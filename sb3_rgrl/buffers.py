@@ -238,10 +238,11 @@ class SequenceReplayBuffer(SequentializingBuffer):
         by_action = rewards.reshape(*shape, *rewards.shape[3:])
         discounted = by_action * for_components(discounts, rewards.shape[3:])
         steps = actions.reshape(*shape, *actions.shape[3:])
-        mean = steps.mean(axis=3)
-        # Of up to three steps these tell all, and of more of them as well where the action changed once.
-        told = [mean, steps[..., 0, :] - mean, steps[..., -1, :] - mean] if self.uneven_actions else [mean]
-        return np.concatenate(told, axis=-1), discounted.sum(axis=3, dtype=np.float32)
+        told = steps.mean(axis=3)
+        if self.uneven_actions:
+            # Of up to three steps these tell all, and of more of them as well where the action changed once.
+            told = np.concatenate([told, steps[..., 0, :] - told, steps[..., -1, :] - told], axis=-1)
+        return told, discounted.sum(axis=3, dtype=np.float32)
 
     def _recency(self, places: np.ndarray) -> np.ndarray:
         """

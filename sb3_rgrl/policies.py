@@ -94,7 +94,7 @@ class EnsemblePolicy(DecidingPolicy):
     :param uneven_actions: Whether members are told how actions of the windows that they learn from changed while they lasted:
         windows start at every step, but decisions are made each ``action_repeat`` steps. Else they take each action for what
         it was in the mean, which is wrong where rewards or changes of state are not linear in it: of torques that cost as much
-        in either direction, +1 and -1 seem to be free. Plans hold each action, so decisions take no longer.
+        in either direction, +1 and -1 seem to be free. Plans hold each action, so it has no part in decisions.
     :param fast_gradients: Whether gradients on the actions are computed in closed form where that is known; else by
         autograd, with the same results.
     :param compile_planning: Whether closed forms of multilayer perceptrons are compiled by numba at the first plan: a decision
