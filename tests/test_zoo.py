@@ -1,5 +1,6 @@
 """RGRL in rl_zoo3: the literal commands, the start-up hook, the registration and the sampler."""
 
+import colorsys
 import contextlib
 import importlib.util
 import inspect
@@ -339,12 +340,17 @@ def test_hook_imports_nothing() -> None:
 
 
 def test_hook_start_up_cost(tmp_path: Path) -> None:
-    """About 0.13 ms on a machine that is at rest; the bound leaves room for a slower one."""
-    shutil.copy(HOOK_DIR / "_sb3_rgrl_hook.py", tmp_path)
-    code = f"import os, sys; sys.path.insert(0, {str(tmp_path)!r}); import _sb3_rgrl_hook"
-    reports = [python(code, "-X", "importtime").stderr for _ in range(15)]
-    microseconds = [int(re.search(r"\| +(\d+) \| +_sb3_rgrl_hook", report)[1]) for report in reports]
-    assert min(microseconds) < 300
+    """A ratio, as machines differ and are busy: 0.7 of a module of a hundred lines, likewise from a folder of its own."""
+    for name, source in (("_sb3_rgrl_hook", HOOK_DIR / "_sb3_rgrl_hook.py"), ("small", Path(colorsys.__file__))):
+        (tmp_path / name).mkdir()
+        shutil.copy(source, tmp_path / name / f"{name}.py")
+    folders = f"import os, sys; sys.path[:0] = [{str(tmp_path / 'small')!r}, {str(tmp_path / '_sb3_rgrl_hook')!r}]; "
+    reports = [python(folders + "import small, _sb3_rgrl_hook", "-X", "importtime").stderr for _ in range(15)]
+    hook, small = (
+        min(int(re.search(rf"\| +(\d+) \| +{name}\n", report)[1]) for report in reports)
+        for name in ("_sb3_rgrl_hook", "small")
+    )
+    assert hook < 1.2 * small
 
 
 def test_start_file_names_the_hook(monkeypatch: pytest.MonkeyPatch) -> None:
