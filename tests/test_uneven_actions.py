@@ -6,9 +6,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
+from stable_baselines3.common.envs import BitFlippingEnv
 from torch import nn
 
-from sb3_rgrl import RGRL
+from sb3_rgrl import RGRL, HerSequenceReplayBuffer
 from sb3_rgrl.buffers import SequenceReplayBuffer
 from sb3_rgrl.ensemble import MEMBER_KINDS, Ensemble, MlpEnsemble
 from sb3_rgrl.ensemble.kinds import make_ensemble
@@ -186,6 +187,19 @@ def test_groups_of_members_are_told():
     more = {"uneven_actions": True, "member_groups": groups}
     model = learned("Pendulum-v1", action_repeat=3, ensemble_size=3, n_candidates=6, policy_kwargs=more)
     assert all(group.uneven_weight.grad.any() for group in model.policy.ensemble.groups())
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_windows_with_other_goals_tell_it_too(continuous):
+    hindsight = {"replay_buffer_class": HerSequenceReplayBuffer, "replay_buffer_kwargs": {"n_sampled_goal": 4}}
+    env = BitFlippingEnv(n_bits=3, continuous=continuous)
+    more = {"policy": "MultiInputEnsemblePolicy", "policy_kwargs": {"uneven_actions": True}}
+    model = learned(env, action_repeat=2, **more, **hindsight)
+    action_dim = model.policy.ensemble.action_dim
+    windows = model.replay_buffer.sample(32)
+    assert windows.actions.shape[-1] == 3 * action_dim
+    assert windows.actions[..., action_dim:].any()
+    assert model.policy.ensemble.uneven_weight.grad.any()
 
 
 def test_settings_that_are_not_told_load_as_before(tmp_path):

@@ -422,6 +422,11 @@ def test_sampler_gives_constructor_arguments(env_id: str, n_actions: int) -> Non
         assert convert_rgrl_params(trial.params) == params
         # Choices have no mean.
         assert ("plan_temperature" in params["policy_kwargs"]) == ("action_init_std" in params) == (n_actions > 0)
+        # A trial of before this was searched.
+        policy_kwargs = dict(params["policy_kwargs"])
+        earlier = {name: value for name, value in trial.params.items() if name != "uneven_actions"}
+        assert policy_kwargs.pop("uneven_actions") == trial.params["uneven_actions"]
+        assert convert_rgrl_params(earlier) == {**params, "policy_kwargs": policy_kwargs}
     RGRL("MlpEnsemblePolicy", env_id, **params)
 
 

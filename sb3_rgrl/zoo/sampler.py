@@ -44,6 +44,7 @@ DEFAULT_TRIAL: dict[str, Any] = {
     "action_noise_correlation": 0.75,
     "execute_steps": 0,
     "return_lambda": 1.0,
+    "uneven_actions": False,
     # Of continuous actions alone
     "action_init_std": 1.0,
     "plan_temperature": 1.0,
@@ -67,8 +68,10 @@ def convert_rgrl_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "execute_steps": params.pop("execute_steps") or None,
         "return_lambda": params.pop("return_lambda"),
     }
-    if "plan_temperature" in params:
-        params["policy_kwargs"]["plan_temperature"] = params.pop("plan_temperature")
+    # Plans of choices have no temperature, and trials before uneven_actions was searched were without it.
+    for name in ("plan_temperature", "uneven_actions"):
+        if name in params:
+            params["policy_kwargs"][name] = params.pop(name)
     return params
 
 
@@ -87,6 +90,7 @@ def _suggest_learning(trial: optuna.Trial) -> dict[str, Any]:
         "learning_starts": trial.suggest_categorical("learning_starts", [100, 200, 500]),
         "updates_per_step": trial.suggest_categorical("updates_per_step", [0.5, 1.0, 2.0, 4.0]),
         "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
+        "uneven_actions": trial.suggest_categorical("uneven_actions", [False, True]),
     }
 
 
