@@ -19,6 +19,8 @@ from sb3_rgrl.policies import MlpEnsemblePolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+# Without what Sphinx has made.
+PAGES = sorted(path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 # Those that show how to use the package; the others tell what was measured.
 TAUGHT = ("README.md", *(f"docs/{name}.md" for name in ("index", "how_it_decides", "guide", "zoo", "paper")))
 LONG = "# About a minute"
@@ -77,7 +79,7 @@ def test_blocks_that_learn_for_long_say_so() -> None:
             assert LONG in block or sum(n_steps) <= 1_000, f"{page}:{line} learns for {n_steps} steps and does not say so"
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page}.md" for page in PAGES)])
 def test_links_lead_somewhere(page: str) -> None:
     text = re.sub(FENCED, "", (ROOT / page).read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -85,11 +87,40 @@ def test_links_lead_somewhere(page: str) -> None:
             assert (ROOT / page).parent.joinpath(target.split("#")[0]).exists(), f"{page} links to {target}"
 
 
-def test_every_page_is_in_the_table_of_contents() -> None:
-    toc = "\n".join(re.findall(r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(encoding="utf-8"), re.DOTALL))
-    listed = re.findall(r"^(\w+)$", toc, re.MULTILINE)
-    pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
-    assert sorted(listed) == sorted(pages)
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = []
+    for page in ("index", "tried"):
+        text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+        for toc in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
+            listed += re.findall(r"^([\w/]+)$", toc, re.MULTILINE)
+    assert sorted(listed) == sorted(set(PAGES) - {"index"})
+
+
+def sections(page: str) -> list[str]:
+    return re.findall(r"^#+ (.*)$", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_index_of_what_was_tried_has_all_sections() -> None:
+    """In their order; the title of a page may stand for what comes first on it."""
+    text = (DOCS / "tried.md").read_text(encoding="utf-8")
+    for page in (page for page in PAGES if page.startswith("tried/")):
+        titles = sections(page)
+        listed = re.findall(rf"^- \[([^\]]*)\]\({page}\.md#[\w-]+\): ", text, re.MULTILINE)
+        assert listed in (titles, titles[1:])
+
+
+def test_sections_of_what_was_tried_are_there_where_they_are_named() -> None:
+    titles = {title for page in PAGES if page.startswith("tried/") for title in sections(page)}
+    folders = ("sb3_rgrl", "examples", "tests", "hyperparams")
+    files = [*ROOT.glob("*.md"), *(DOCS / f"{page}.md" for page in PAGES)]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yml")]
+    named = []
+    for path in files:
+        text = re.sub(r"\s*\n[\s#]*", " ", path.read_text(encoding="utf-8"))
+        for names in re.findall(r'tried(?:\.md)?(?:\]\(tried\.md)?\)?,? \(?("[^"]+"(?:(?: and|,) "[^"]+")*)', text):
+            named += [(path.name, name) for name in re.findall(r'"([^"]+)"', names)]
+    assert len(named) > 40
+    assert [(name, title) for name, title in named if title not in titles] == []
 
 
 def table_of_hyperparameters(page: str) -> dict[str, str]:
